@@ -1,0 +1,156 @@
+"""What this client knows of the log, and what it therefore believes (steps 7 and I18).
+
+An answer counts only with a receipt that verifies under the pinned log key, whose entry is the caller's
+own request, and whose tree extends every tree that this profile has seen. The last tree head is kept in
+the profile's ``treehead``; it only ever moves forward.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from broker.canonical import Json, parse_b64url
+from broker.client import private_files
+from broker.client.settings import TREE_HEAD
+from broker.errors import BrokerError, IntegrityFailure, RollbackDetected
+from broker.ledger import merkle, note, receipt
+from broker.ledger.note import TreeHead
+from broker.ledger.receipt import VerifiedReceipt
+
+FindProof = Callable[[int, int], Sequence[str]]
+"""Asks the server for the consistency proof between two sizes (smaller, larger)."""
+
+_MOST_LOOKS: Final = 8
+
+
+class LogMemory:
+    """The newest tree head that one profile has verified; shared by threads and processes."""
+
+    def __init__(self, folder: Path, *, vkey: str, find_proof: FindProof) -> None:
+        self._path = folder / TREE_HEAD
+        self._lock_path = folder / f".{TREE_HEAD}.lock"
+        self._vkey = vkey
+        self._find_proof = find_proof
+        self._lock = threading.RLock()
+
+    def have(self) -> str | None:
+        """The remembered tree head as a signed note, to send along; None before the first.
+
+        Raises:
+            IntegrityFailure: The file is not a tree head of the pinned log. It is kept for inspection.
+        """
+        data = private_files.find_file(self._path)
+        if data is None:
+            return None
+        text = data.decode("utf-8", "replace")
+        try:
+            note.open_head(text, self._vkey)
+        except IntegrityFailure as exc:
+            raise IntegrityFailure(
+                f"{self._path} is not a tree head of this profile's log",
+                why=exc.what,
+                next="keep the file, and ask an auditor to compare it with the log",
+            ) from exc
+        return text
+
+    def accept(self, text: Any, *, have: str | None = None, consistency: Any = ()) -> VerifiedReceipt:
+        """The entry of a receipt, once its tree is known to extend everything seen before.
+
+        Args:
+            text: The receipt, as the server sent it.
+            have: The tree head that was sent along with the request.
+            consistency: The server's proof, base64url, from ``have`` to the receipt's tree head.
+
+        Raises:
+            IntegrityFailure: The receipt does not verify.
+            RollbackDetected: The tree is smaller than, or differs from, one that was seen.
+        """
+        if not isinstance(text, str):
+            raise IntegrityFailure("the answer carries no receipt")
+        verified = receipt.verify_receipt(text, self._vkey)
+        self.observe(receipt.parse_receipt(text).note, have=have, consistency=consistency)
+        return verified
+
+    def observe(self, head_note: str, *, have: str | None = None, consistency: Any = ()) -> TreeHead:
+        """A signed tree head extends everything seen before, and is remembered if it is the newest.
+
+        Raises:
+            IntegrityFailure: It is not signed by the pinned key.
+            RollbackDetected: It is smaller than, or differs from, one that was seen.
+        """
+        head = note.open_head(head_note, self._vkey)
+        linked = have
+        if have is not None:
+            self._verify(note.open_head(have, self._vkey), head, consistency)
+        with self._lock:
+            for _ in range(_MOST_LOOKS):
+                remembered = self.have()
+                if remembered is not None and remembered != linked:
+                    # Another thread or process moved it meanwhile: that head needs its own proof.
+                    self._link(note.open_head(remembered, self._vkey), head)
+                    linked = remembered
+                if self._remember(head_note, head, linked):
+                    return head
+        raise IntegrityFailure("the remembered tree head changes faster than it can be compared")
+
+    def _link(self, seen: TreeHead, head: TreeHead) -> None:
+        older, newer = (seen, head) if seen.size <= head.size else (head, seen)
+        if older.size in (0, newer.size):
+            self._verify(older, newer, ())
+            return
+        self._verify(older, newer, self._find_proof(older.size, newer.size))
+
+    def _remember(self, head_note: str, head: TreeHead, linked: str | None) -> bool:
+        with private_files.locked(self._lock_path):
+            remembered = self.have()
+            if remembered != linked and remembered is not None:
+                return False
+            # Never backwards: an older head that is consistent changes nothing.
+            if remembered is None or note.open_head(remembered, self._vkey).size < head.size:
+                private_files.write_file(self._path, head_note.encode("utf-8"), mode=0o644)
+            return True
+
+    def _verify(self, older: TreeHead, newer: TreeHead, consistency: Any) -> None:
+        try:
+            hashes = [parse_b64url(item, size=merkle.HASH_SIZE) for item in _list(consistency)]
+            merkle.verify_consistency(older.size, newer.size, hashes, older.root, newer.root)
+        except RollbackDetected as exc:
+            raise self._rollback(exc.what) from exc
+        except BrokerError as exc:
+            raise self._rollback(f"{exc.what} (from {older.size} to {newer.size} entries)") from exc
+
+    def _rollback(self, why: str) -> RollbackDetected:
+        return RollbackDetected(
+            "the broker's ledger does not extend what this profile has seen",
+            why=why,
+            next=f"do not trust this broker; keep {self._path} as evidence and show it to an auditor",
+        )
+
+
+def _list(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple) or len(value) > 128:
+        raise IntegrityFailure("a consistency proof is not a list of hashes")
+    return value
+
+
+def check_entry(entry: Json, expected: Mapping[str, Any]) -> None:
+    """The entry says exactly what the caller asked for; a member that is expected to be None is absent.
+
+    Raises:
+        IntegrityFailure: It is somebody else's, or another request; the message names the member.
+    """
+    for name, value in expected.items():
+        found = entry.get(name)
+        same = (
+            hmac.compare_digest(found.encode(), value.encode())
+            if isinstance(found, str) and isinstance(value, str)
+            else found == value and type(found) is type(value)
+        )
+        if not same:
+            raise IntegrityFailure(
+                "the receipt is not for this request", why=f"member {name} of its entry is another"
+            )

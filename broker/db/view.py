@@ -1,0 +1,235 @@
+"""Snapshots: what was written up to one moment, read in one transaction that cannot write."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from typing import Any, Final, TypeVar, cast
+
+from sqlalchemy import Connection, LargeBinary, Select, select
+from sqlalchemy import cast as sql_cast
+
+from broker.canonical import sha256_digest
+from broker.db.macs import Macs, alarm
+from broker.db.rows import codec
+from broker.db.search import decode_index_row, search_statement
+from broker.db.tables import (
+    ledger_entries,
+    ledger_evidence,
+    ledger_hashes,
+    ledger_heads,
+    ledger_index,
+    ledger_records,
+    meters,
+    requests,
+)
+from broker.db.tail import read_now, read_tail
+from broker.db.values import is_storable
+from broker.errors import InternalError, NotFound
+from broker.model import IndexRow, Query, Tail, Version
+from broker.ports import Clock
+
+R = TypeVar("R")
+
+_RUN: Final = 256
+"""Rows that are held in memory at once while a range is read."""
+_HASH_SIZE: Final = 32
+
+
+class SqlReader:
+    """The log as stored, in one snapshot; nothing about the tail is checked until it is asked for.
+
+    This is what verification reads: it must also be able to read a ledger that was tampered with.
+    """
+
+    def __init__(self, connection: Connection, *, macs: Macs) -> None:
+        self._connection = connection
+        self._macs = macs
+
+    def tail(self) -> Tail:
+        """The tail. Raises IntegrityFailure when there is none, or its MAC does not hold."""
+        return read_tail(self._connection, self._macs).tail
+
+    def entry(self, index: int) -> bytes:
+        """Exact bytes of one entry. Raises NotFound."""
+        for _, entry, _ in self.entries(index, index + 1):
+            return entry
+        raise NotFound(f"the ledger has no entry {index}")
+
+    def entries(self, start: int, stop: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """(index, entry, stored leaf hash) ascending, whatever rows there are in [start, stop).
+
+        A value that is no byte string is read as the bytes that the database makes of it.
+        """
+        columns = ledger_entries.c
+        wanted = select(
+            columns.idx,
+            sql_cast(columns.entry, LargeBinary).label("entry"),
+            sql_cast(columns.leaf_hash, LargeBinary).label("leaf_hash"),
+        )
+        for row in self._range(wanted, columns.idx, start, stop):
+            yield row.idx, row.entry or b"", row.leaf_hash or b""
+
+    def index_rows(self, start: int, stop: int) -> Iterator[tuple[int, IndexRow]]:
+        """Search rows as stored, ascending, in [start, stop)."""
+        for row in self._range(select(ledger_index), ledger_index.c.idx, start, stop):
+            yield row.idx, decode_index_row(row._asdict())
+
+    def hashes(self, level: int, start: int, stop: int) -> list[bytes]:
+        """Stored hashes (32 bytes) of complete subtrees [start, stop) at level 0, 8, 16, ...
+
+        Raises:
+            IntegrityFailure: One is missing, or no hash.
+        """
+        if level == 0:
+            wanted: Select[Any] = select(ledger_entries.c.idx, ledger_entries.c.leaf_hash.label("hash"))
+            column = ledger_entries.c.idx
+        else:
+            wanted = select(ledger_hashes.c.idx, ledger_hashes.c.hash).where(ledger_hashes.c.level == level)
+            column = ledger_hashes.c.idx
+        rows = list(self._range(wanted, column, start, stop))
+        if [row.idx for row in rows] != list(range(start, stop)):
+            raise alarm(f"stored hashes of level {level} are missing", why=f"in [{start}, {stop})")
+        if any(type(row.hash) is not bytes or len(row.hash) != _HASH_SIZE for row in rows):
+            raise alarm(f"stored hashes of level {level} are no hashes", why=f"in [{start}, {stop})")
+        return [row.hash for row in rows]
+
+    def heads(self) -> list[tuple[int, str]]:
+        """Signed tree heads kept so far as (size, note), ascending."""
+        rows = self._connection.execute(select(ledger_heads).order_by(ledger_heads.c.size))
+        return [(row.size, row.note) for row in rows]
+
+    def record(self, digest: str) -> bytes:
+        """The record that a digest names.
+
+        Raises:
+            NotFound: There is none.
+            IntegrityFailure: What is stored has another digest.
+        """
+        found = self._value(select(ledger_records.c.body).where(ledger_records.c.digest == digest), digest)
+        if found is None:
+            raise NotFound("the ledger has no such record")
+        if type(found) is not bytes or sha256_digest(found) != digest:
+            raise alarm("a stored record does not have the digest that names it")
+        return found
+
+    def evidence(self, index: int) -> tuple[bytes, bytes]:
+        """(salt, evidence) of an entry. Raises NotFound when there is none, or it was erased."""
+        wanted = select(ledger_evidence.c.salt, ledger_evidence.c.body)
+        row = self._connection.execute(wanted.where(ledger_evidence.c.idx == index)).first()
+        if row is None:
+            raise NotFound(f"there is no evidence for entry {index}")
+        if type(row.salt) is not bytes or type(row.body) is not bytes:
+            raise alarm("stored evidence is not what the broker wrote", why=f"entry {index}")
+        return row.salt, row.body
+
+    def search(self, query: Query, *, after: int, limit: int) -> list[tuple[int, IndexRow]]:
+        """Matching rows with index > after, ascending, at most ``limit`` (and ``limits.MAX_PAGE``).
+
+        ``since`` is inclusive, ``until`` exclusive.
+        """
+        statement = search_statement(query, after=after, limit=limit)
+        if statement is None:
+            return []
+        rows = self._connection.execute(statement)
+        return [(row.idx, decode_index_row(row._asdict())) for row in rows]
+
+    def _range(self, wanted: Select[Any], column: Any, start: int, stop: int) -> Iterator[Any]:
+        while start < stop:
+            page = wanted.where(column >= start, column < stop).order_by(column).limit(_RUN)
+            rows = self._connection.execute(page).all()
+            yield from rows
+            if len(rows) < _RUN:
+                return
+            start = rows[-1].idx + 1
+
+    def _value(self, wanted: Select[Any], *values: object) -> Any:
+        if not all(is_storable(value) for value in values):
+            return None
+        return self._connection.execute(wanted).scalar()
+
+
+class SqlView(SqlReader):
+    """A snapshot for deciding: its tail holds, and every row that it returns carries our MAC (I19).
+
+    Attributes:
+        now: The database's clock in milliseconds (PostgreSQL), or the injected clock's (SQLite).
+        epoch: ``state_epoch`` of the snapshot.
+
+    Raises:
+        IntegrityFailure: The tail does not hold; so its epoch is not to be believed either.
+    """
+
+    def __init__(self, connection: Connection, *, macs: Macs, clock: Clock) -> None:
+        super().__init__(connection, macs=macs)
+        # The first read fixes the snapshot: before it, SQLite's transaction has not begun to see.
+        self._tail = read_tail(connection, macs).tail
+        self.now = read_now(connection, clock)
+        self.epoch = self._tail.epoch
+
+    def tail(self) -> Tail:
+        """The tail."""
+        return self._tail
+
+    def find(self, row: type[R], *key: object) -> R | None:
+        """The row of that class under that key. Raises IntegrityFailure when its MAC does not hold."""
+        return codec(row).find(self._connection, key, self._macs)
+
+    def list(self, row: type[R], **where: object) -> builtins.list[R]:
+        """Rows of that class whose members equal ``where``, ordered by key.
+
+        Raises:
+            IntegrityFailure: The MAC of one of them does not hold.
+            InternalError: The class has no such member.
+        """
+        rows = codec(row)
+        kinds = {member.name: member.kind for member in rows.members}
+        if not kinds.keys() >= where.keys():
+            raise InternalError(f"{rows.table.name} was asked for by a member that it does not have")
+        if not all(is_storable(value) for value in where.values()):
+            return []
+        wanted = [rows.table.c[name] == kinds[name].to_column(value) for name, value in where.items()]
+        found = self._connection.execute(select(rows.table).where(*wanted).order_by(*rows.key_columns))
+        return [rows.decode(cast(Any, stored), self._macs) for stored in found.mappings()]
+
+    def newest_version(self, collection: str, name: str) -> str | None:
+        """Name of the artifact's version that was committed last."""
+        names = self._versions(collection, name, newest=True)
+        return names[0] if names else None
+
+    def version_by_digest(self, collection: str, name: str, manifest: str) -> str | None:
+        """Name of the artifact's version with that manifest digest."""
+        found = self.list(Version, collection=collection, name=name, manifest=manifest)
+        return found[0].version if found else None
+
+    def versions(self, collection: str, name: str) -> builtins.list[str]:
+        """Names of the artifact's versions in the order of their commits."""
+        return self._versions(collection, name)
+
+    def _versions(self, collection: str, name: str, *, newest: bool = False) -> builtins.list[str]:
+        if not is_storable(collection) or not is_storable(name):
+            return []
+        rows = codec(Version)
+        columns = rows.table.c
+        wanted = select(rows.table).where(columns.collection == collection, columns.name == name)
+        if newest:
+            wanted = wanted.order_by(columns.committed.desc(), columns.entry.desc()).limit(1)
+        else:
+            wanted = wanted.order_by(columns.committed, columns.entry)
+        found = self._connection.execute(wanted).mappings()
+        return [rows.decode(cast(Any, stored), self._macs).version for stored in found]
+
+    def find_request(self, jkt: str, request_id: str) -> tuple[bytes, int] | None:
+        """(body digest, entry index) of a request that was recorded before."""
+        if not is_storable(jkt) or not is_storable(request_id):
+            return None
+        wanted = select(requests.c.body_digest, requests.c.entry_idx)
+        row = self._connection.execute(
+            wanted.where(requests.c.jkt == jkt, requests.c.request_id == request_id)
+        ).first()
+        return None if row is None else (row.body_digest, row.entry_idx)
+
+    def meter(self, holder: str) -> int:
+        """Opened bytes charged to a holder so far."""
+        wanted = select(meters.c.opened_bytes).where(meters.c.holder == holder)
+        return int(self._value(wanted, holder) or 0)

@@ -1,0 +1,119 @@
+"""Every limit that bounds hostile or runaway input, in one place (I17).
+
+Each constant has a test at the limit and one past it. Sizes are bytes, times are seconds unless the
+name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# -- HTTP -------------------------------------------------------------------------------------------
+MAX_BODY: Final = 1 * MIB
+"""Body of any request, unless the route declares its own limit."""
+MAX_UPLOAD_BODY: Final = 32 * MIB
+"""Body of ``POST /v1/uploads`` and ``.../commit``: they carry lists of files."""
+MAX_HEADERS: Final = 64 * KIB
+MAX_URL: Final = 8 * KIB
+MAX_JSON_DEPTH: Final = 32
+MAX_HEADER_FIELDS: Final = 64
+MAX_PAIRS: Final = 32
+"""Parameters of a query or form."""
+MAX_REQUEST_LINE: Final = 8190
+"""Method, URL and version together: what the HTTP server takes; anything longer never gets to MAX_URL."""
+IO_TIMEOUT: Final = 30
+"""Seconds that a connection may be silent in the middle of a request or answer."""
+
+# -- signed requests and tokens -----------------------------------------------------------------------
+MAX_PROOF: Final = 4 * KIB
+MAX_TOKEN: Final = 16 * KIB
+MAX_JTI: Final = 128
+MIN_JTI: Final = 16
+MAX_LIMITS_LEVELS: Final = 4
+"""Depth of a token's chain of exchanges (``limits`` levels)."""
+MAX_DETAILS: Final = 64
+"""``authorization_details`` elements per level."""
+MAX_GLOBS: Final = 64
+MAX_GLOB: Final = 1 * KIB
+MAX_SCOPE_MATCHES: Final = 2_000_000
+"""Paths of a selection times patterns of a token's scope that one request may cost."""
+PROOF_WINDOW: Final = 60
+"""A proof is fresh when ``iat`` is within this many seconds of the broker's clock, either way."""
+REPLAY_KEEP: Final = 4 * PROOF_WINDOW
+"""Rows of the replay table outlive freshness by this margin, for steps of the clock."""
+NONCE_TTL: Final = 300
+ACCESS_TOKEN_TTL: Final = 15 * 60
+ASSERTION_TTL: Final = 5 * 60
+GRANT_TTL: Final = 12 * 3600
+LEASE_TTL: Final = 5 * 60
+PRESIGN_BACKDATE: Final = 30
+UPLOAD_TTL: Final = 24 * 3600
+UPLOAD_URL_TTL: Final = 15 * 60
+ENROLMENT_TTL: Final = 3600
+ENROLMENT_FAILURES: Final = 5
+
+# -- names ----------------------------------------------------------------------------------------------
+MAX_PATH: Final = 1024
+MAX_PURPOSE: Final = 512
+MAX_PRINCIPAL: Final = 256
+MAX_NAME_IN_LEDGER: Final = 256
+"""Names that are not in the catalogue are cut to this many bytes before they are recorded."""
+MAX_LABELS: Final = 32
+MAX_LABEL: Final = 128
+MAX_QUERY: Final = 1 * KIB
+MAX_QUERY_TERMS: Final = 16
+MAX_GROUPS: Final = 64
+MAX_GROUP_DEPTH: Final = 16
+
+# -- artifacts --------------------------------------------------------------------------------------------
+SEGMENT_SIZE: Final = 1 * MIB
+DEFAULT_EXTENT_SIZE: Final = 32 * MIB
+MIN_EXTENT_SIZE: Final = 1 * MIB
+MAX_EXTENT_SIZE: Final = 1 * GIB
+MAX_FILES: Final = 100_000
+MAX_FILE_SIZE: Final = 5 * 1024 * GIB
+MAX_VERSION_BYTES: Final = 2**53 - 1
+MAX_MANIFEST: Final = 64 * MIB
+MAX_LEASE_EXTENTS: Final = 1024
+MAX_LEASE_BYTES: Final = 16 * GIB
+DEFAULT_LEASE_WINDOW: Final = 128 * MIB
+"""Plaintext bytes that one lease opens unless the operator says otherwise (at most MAX_LEASE_BYTES)."""
+
+# -- ledger -------------------------------------------------------------------------------------------------
+MAX_ENTRY: Final = 65_535
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+MAX_BATCH: Final = 256
+"""Drafts that one group commit takes."""
+MAX_TREE_SIZE: Final = 2**53 - 1
+"""Entries that one log can hold."""
+MAX_ORIGIN: Final = 256
+"""A log's name, which is also the name of the key that signs its tree heads."""
+MAX_NOTE: Final = 64 * KIB
+"""A signed note; witnesses add a signature each, post-quantum ones of nearly 5 kB."""
+MAX_NOTE_SIGNATURES: Final = 64
+MAX_PROOF_HASHES: Final = 63
+MAX_RECEIPT: Final = 4 * (MAX_ENTRY + 2) // 3 + 48 * MAX_PROOF_HASHES + MAX_NOTE + KIB
+"""A receipt: an entry in base64, a proof, a signed tree head."""
+DENIALS_PER_MINUTE: Final = 60
+"""Authenticated denials recorded one by one, for each principal; then 429 and a summary."""
+
+# -- policy ---------------------------------------------------------------------------------------------------
+MAX_POLICY_TEXT: Final = 256 * KIB
+MAX_POLICY_NESTING: Final = 40
+"""Brackets, and likewise ``if``, inside each other in one policy; the parser's stack holds far more."""
+MAX_POLICY_OPERATORS: Final = 250
+"""Operators in one policy: a chain of them is a tree just as deep."""
+MAX_POLICY_FILES: Final = 64
+MAX_SCHEMA_DECLARATIONS: Final = 500
+MAX_SLICE_GROUPS: Final = 1024
+"""Groups that one decision may have to look at."""
+MAX_POLICIES: Final = 1000
+POLICY_PARSE_SECONDS: Final = 10
+POLICY_PARSE_MEMORY: Final = 512 * MIB
+MAX_CAPPED_OUTPUT: Final = 1 * MIB
+"""What a capped child process may answer."""

@@ -1,0 +1,428 @@
+"""The nouns: frozen rows and values that every layer speaks of.
+
+A class whose docstring says *row* is stored under its key in a table of its own; ``entry`` is the
+index of the ledger entry that last changed it (-1 before it is stored). Members marked ``loose``
+are bookkeeping that the row's MAC does not cover. All times are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+NOT_STORED: Final = -1
+
+ROLES: Final = ("engineer", "auditor", "admin", "publisher", "workload")
+KINDS: Final = ("checkpoint", "dataset")
+ACTIVE: Final = "active"
+REVOKED: Final = "revoked"
+
+
+def loose(default: Any) -> Any:
+    """A member that the row's MAC leaves out."""
+    return field(default=default, metadata={"loose": True})
+
+
+# -- who ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Row: a user or workload. Key: ``id``."""
+
+    id: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    disabled: bool
+    created: int
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Row: a group and the groups that it is a member of. Key: ``name``."""
+
+    name: str
+    parents: tuple[str, ...] = ()
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Row: a public key bound to one principal. Key: ``jkt`` (RFC 7638 thumbprint, base64url).
+
+    ``entry`` is the enrolment that bound it. ``uses`` are the JOSE ``typ`` values it may sign (I14).
+    """
+
+    jkt: str
+    principal: str
+    jwk: str
+    uses: tuple[str, ...]
+    status: str
+    created: int
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """Row: a one-time code. Key: ``id`` (16 hex digits). The secret itself is never stored."""
+
+    id: str
+    principal: str
+    secret_hash: bytes = field(repr=False)
+    expires: int
+    status: str
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """Row: an issued access token. Key: ``id`` (``t_...``). A token without its row is worth nothing."""
+
+    id: str
+    principal: str
+    jkt: str
+    limits: str
+    chain: tuple[str, ...]
+    issued: int
+    expires: int
+    status: str
+    entry: int = NOT_STORED
+
+
+# -- what -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """Row: a collection and the groups that may read and publish. Key: ``name``."""
+
+    name: str
+    readers: tuple[str, ...]
+    publishers: tuple[str, ...]
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Row: ``collection/name`` and its kind, fixed by the first publish. Key: (collection, name)."""
+
+    collection: str
+    name: str
+    kind: str
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """Row: a committed version. Key: (collection, name, version).
+
+    ``labels`` is the canonical JSON object; ``wrapped_key`` the version key under the key-encryption
+    key; ``binding`` the index of the entry that bound the publisher's key.
+    """
+
+    collection: str
+    name: str
+    version: str
+    version_id: bytes
+    kind: str
+    labels: str
+    manifest: str
+    files: int
+    bytes: int
+    publisher: str
+    publisher_jkt: str
+    binding: int
+    wrapped_key: bytes = field(repr=False)
+    committed: int
+    entry: int = NOT_STORED
+
+    @property
+    def artifact(self) -> str:
+        """``collection/name``."""
+        return f"{self.collection}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRow:
+    """Row: manifest bytes and the publisher's detached JWS. Key: ``digest``. It proves itself."""
+
+    digest: str
+    body: bytes
+    signature: str
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """Row: a version in the making. Key: ``id`` (``u_...``). ``files`` is canonical JSON [[path, size]]."""
+
+    id: str
+    collection: str
+    name: str
+    version: str
+    version_id: bytes
+    kind: str
+    labels: str
+    extent_size: int
+    files: str
+    principal: str
+    jkt: str
+    wrapped_key: bytes = field(repr=False)
+    status: str
+    created: int
+    expires: int
+    parts: str = loose("{}")
+    """Canonical JSON {object name: multipart upload id}, filled when the store opened them."""
+    entry: int = NOT_STORED
+
+    @property
+    def artifact(self) -> str:
+        """``collection/name``."""
+        return f"{self.collection}/{self.name}"
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """Row: an allowed decision for given files of one version. Key: ``id`` (``g_...``).
+
+    ``selection`` is the digest of the record that lists the files; ``token`` the token it began with.
+    """
+
+    id: str
+    principal: str
+    jkt: str
+    token: str
+    collection: str
+    name: str
+    version: str
+    version_id: bytes
+    manifest: str
+    selection: str
+    files: int
+    bytes: int
+    purpose: str
+    created: int
+    expires: int
+    status: str
+    entry: int = NOT_STORED
+
+    @property
+    def artifact(self) -> str:
+        """``collection/name``."""
+        return f"{self.collection}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Row: a released slice of a grant. Key: (grant, number). ``extents`` is JSON [[file, first, last]]."""
+
+    grant: str
+    number: int
+    recipient: str
+    extents: str
+    expires: int
+    entry: int = NOT_STORED
+
+
+# -- policy -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRow:
+    """Row: a policy bundle, kept for ever. Key: ``digest``. It proves itself."""
+
+    digest: str
+    body: bytes
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveBundle:
+    """Row: which bundle decides. Key: ``slot``, always ``active``."""
+
+    slot: str = "active"
+    digest: str
+    entry: int = NOT_STORED
+
+
+Row = (
+    Principal
+    | Group
+    | Key
+    | Enrolment
+    | Token
+    | Collection
+    | Artifact
+    | Version
+    | ManifestRow
+    | Upload
+    | Grant
+    | Lease
+    | BundleRow
+    | ActiveBundle
+)
+
+ROW_KEYS: Final[dict[type[Any], tuple[str, ...]]] = {
+    Principal: ("id",),
+    Group: ("name",),
+    Key: ("jkt",),
+    Enrolment: ("id",),
+    Token: ("id",),
+    Collection: ("name",),
+    Artifact: ("collection", "name"),
+    Version: ("collection", "name", "version"),
+    ManifestRow: ("digest",),
+    Upload: ("id",),
+    Grant: ("id",),
+    Lease: ("grant", "number"),
+    BundleRow: ("digest",),
+    ActiveBundle: ("slot",),
+}
+"""Row class -> names of its key members."""
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """The key of a row, in the order of ``ROW_KEYS``."""
+    return tuple(getattr(row, name) for name in ROW_KEYS[type(row)])
+
+
+# -- ledger --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """Search columns of an entry: all derived from its bytes, so ``verify --full`` can re-derive them."""
+
+    time: int
+    type: str
+    principal: str | None = None
+    jkt: str | None = None
+    action: str | None = None
+    artifact: str | None = None
+    version: str | None = None
+    decision: str | None = None
+    policies: tuple[str, ...] = ()
+    bytes: int | None = None
+    grant: str | None = None
+    purpose: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """The ledger's tail: number of entries, root (32 bytes) and the epoch of who may do what."""
+
+    size: int
+    root: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEntry:
+    """An entry about to be appended: its exact bytes, and its search columns."""
+
+    data: bytes
+    index: IndexRow
+    record: bytes | None = None
+    """What ``selection.digest`` commits to; kept for ever."""
+    evidence: bytes | None = None
+    """What ``evidence`` commits to; erasable."""
+    evidence_salt: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofUse:
+    """One use of a proof: a second insert of the same pair is a replay (I08)."""
+
+    jkt: str
+    jti_hash: bytes
+    keep_until: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestKey:
+    """Makes a retry safe: same key, id and body is the same entry; another body is a conflict."""
+
+    jkt: str
+    request_id: str
+    body_digest: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """Bytes that a release opens, charged once for each (holder, version, extent).
+
+    ``extents`` are (ordinal of the extent in the version, plaintext bytes). ``ceiling`` None means
+    the meter has no limit and only counts.
+    """
+
+    holder: str
+    version_id: bytes
+    total_extents: int
+    extents: tuple[tuple[int, int], ...]
+    ceiling: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """One unit of work for the ledger: applied whole, or not at all.
+
+    Under the tail lock, in this order: the proof is used (else ReplayedProof); a repeated request is
+    answered with its first entry (another body: Conflict); ``epoch`` must still be current and every
+    row of ``expects`` unchanged (else StaleDecision); charges are made (else OverBudget); entries are
+    appended, rows written with the index of the first entry, the epoch bumped.
+
+    A draft without entries only uses its proof (a read that is not recorded), or changes loose
+    bookkeeping.
+    """
+
+    proof: ProofUse | None = None
+    request: RequestKey | None = None
+    epoch: int | None = None
+    expects: tuple[Row | Absent, ...] = ()
+    charges: tuple[Charge, ...] = ()
+    entries: tuple[NewEntry, ...] = ()
+    rows: tuple[Row, ...] = ()
+    bumps_epoch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """Says in ``Draft.expects`` that no such row exists yet."""
+
+    row: type[Any]
+    key: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appended:
+    """The acknowledged outcome of a draft: durable when this value exists.
+
+    ``index`` is the first entry's index (None for a draft without entries); ``repeated`` says that
+    the request had been recorded before and nothing was added now; ``tail`` covers ``index``.
+    """
+
+    index: int | None
+    tail: Tail
+    repeated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A parsed ledger query: every member that is set must match; ``text`` terms match anywhere."""
+
+    principal: str | None = None
+    artifact: str | None = None
+    version: str | None = None
+    decision: str | None = None
+    type: str | None = None
+    action: str | None = None
+    grant: str | None = None
+    jkt: str | None = None
+    purpose: str | None = None
+    since: int | None = None
+    until: int | None = None
+    text: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""May they: Cedar policies over a complete slice of the facts, where an error is a deny."""

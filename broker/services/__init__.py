@@ -1,0 +1,1 @@
+"""The use cases: the only place where rules meet, in the order of the life of a read."""

@@ -1,0 +1,70 @@
+"""What every use case is given: the ports, the broker's own keys, and the settings that rules need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker import jose, limits
+from broker.canonical import b64url
+from broker.ledger import note
+from broker.policy.bundle import Bundle
+from broker.policy.engine import PolicyEngine
+from broker.ports import Clock, Entropy, KeyCustody, Ledger, ObjectStore, Presigner, TreeHeadStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogIdentity:
+    """The log's name and verifier key as clients pin them, and the one function that signs heads."""
+
+    origin: str
+    vkey: str
+    sign: Callable[[bytes], bytes] = field(repr=False)
+    """Ed25519 signature (64 bytes) over the bytes of a note's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenKeys:
+    """The key that signs access tokens now, and every key whose tokens are still accepted."""
+
+    current: jose.PrivateKey = field(repr=False)
+    kid: str
+    accepted: Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """The broker's parts, joined once by wiring."""
+
+    ledger: Ledger
+    clock: Clock
+    entropy: Entropy
+    store: ObjectStore
+    presigner: Presigner
+    custody: KeyCustody
+    log: LogIdentity
+    token_keys: TokenKeys
+    nonce_key: bytes = field(repr=False)
+    check_policy: Callable[[Mapping[str, bytes]], Bundle]
+    """Parses policy text of unknown origin in a capped child process (I13)."""
+    issuer: str
+    public_urls: tuple[str, ...]
+    store_hosts: tuple[str, ...]
+    heads: TreeHeadStore | None = None
+    lease_window: int = limits.DEFAULT_LEASE_WINDOW
+    nonces_required: bool = False
+    protected_changes: bool = False
+    """Whether changes that will need several people may be made by one (dev, unsafe_single_admin)."""
+    on_recorded: Callable[[], None] = lambda: None
+    """Called after each record, before its release: keeps signed heads outside; what it raises stops it."""
+    engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)
+    """Parsed bundles by digest: immutable, so they never go stale (I15)."""
+
+    def new_id(self, prefix: str) -> str:
+        """``prefix`` + 16 random bytes, as every id of ours is made."""
+        return prefix + b64url(self.entropy.random_bytes(16))
+
+    def verifier(self) -> note.Verifier:
+        """The log's own verifier, for heads that clients send back."""
+        return note.parse_vkey(self.log.vkey)

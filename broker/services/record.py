@@ -1,0 +1,183 @@
+"""Steps 5 and 6: make a draft durable, then sign the tree head that covers it. Nothing else signs.
+
+What a use case releases, it releases with a :class:`Recorded` in its hands: the value exists only
+after the commit was acknowledged and its head was signed (I01).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from broker.canonical import Json, b64url, canonical_bytes
+from broker.errors import LedgerUnavailable, RollbackDetected
+from broker.ledger import entry as entries
+from broker.ledger import merkle, note, receipt
+from broker.model import Appended, Draft, NewEntry, Tail
+from broker.ports import StaleDecision, View
+from broker.services.house import House
+
+MAX_DECISIONS: Final = 8
+"""How often a decision is made again because something changed under it, before the answer is 503."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Proof that an entry is durable and covered by a signed tree head."""
+
+    index: int
+    data: bytes
+    head: str
+    """The signed note that covers the entry."""
+    receipt: str
+    consistency: tuple[str, ...]
+    repeated: bool = False
+
+    @property
+    def leaf_hash(self) -> bytes:
+        """The entry's Merkle leaf hash, 32 bytes."""
+        return merkle.leaf_hash(self.data)
+
+    @property
+    def entry(self) -> Json:
+        """The entry as an object."""
+        return entries.parse_entry(self.data)
+
+
+def new_entry(
+    house: House,
+    *,
+    time: int,
+    type: str,
+    evidence: Json | None = None,
+    record: bytes | None = None,
+    **members: Any,
+) -> NewEntry:
+    """Draw the salts and fix the bytes of one entry.
+
+    Args:
+        time: Milliseconds since 1970, of the snapshot that the decision was made in.
+        type: One of ``ledger.entry.TYPES``.
+        evidence: What is kept beside the entry and may be erased later.
+        record: What ``selection.digest`` commits to.
+        members: Further members of the entry; None means absent.
+    """
+    evidence_bytes = canonical_bytes(evidence) if evidence is not None else None
+    evidence_salt = house.entropy.random_bytes(32) if evidence is not None else None
+    if evidence_bytes is not None and evidence_salt is not None:
+        members["evidence"] = entries.evidence_commitment(evidence_salt, evidence_bytes)
+    data = entries.build_entry(salt=house.entropy.random_bytes(16), time=time, type=type, **members)
+    return NewEntry(
+        data=data,
+        index=entries.index_row(entries.parse_entry(data)),
+        record=record,
+        evidence=evidence_bytes,
+        evidence_salt=evidence_salt,
+    )
+
+
+def check_have(house: House, view: View, have: str | None) -> None:
+    """The log must extend what the caller saw; a larger head signed by us is proof of a rollback.
+
+    Raises:
+        RollbackDetected: The caller holds a head of this log that this database does not have.
+        MalformedRequest, IntegrityFailure: ``have`` is not a head signed by this log.
+    """
+    if have is None:
+        return
+    head = note.open_head(have, house.verifier())
+    if head.size > view.tail().size:
+        raise RollbackDetected(
+            "the ledger is smaller than a tree head that the caller holds",
+            why=f"the caller saw {head.size} entries, the database has {view.tail().size}",
+            next="stop the broker and restore the newest database; see docs/operations/database.md",
+        )
+
+
+def record(house: House, draft: Draft, *, have: str | None = None) -> Recorded:
+    """Step 5, then step 6 up to the signed head.
+
+    Raises:
+        What :meth:`Ledger.append` raises; nothing may be released then.
+    """
+    appended = house.ledger.append(draft)
+    # Crash here: a record without a release, safe and visible.
+    if appended.index is None:
+        raise LedgerUnavailable("a draft without an entry has no receipt")
+    recorded = prove(house, appended, have=have, data=None if appended.repeated else draft.entries[0].data)
+    house.on_recorded()
+    return recorded
+
+
+def prove(house: House, appended: Appended, *, have: str | None, data: bytes | None = None) -> Recorded:
+    """The receipt of an entry that is durable, under the head of ``appended.tail``.
+
+    Args:
+        data: The entry's bytes if they are at hand; else they are read back.
+    """
+    index, tail = appended.index, appended.tail
+    if index is None or index >= tail.size:
+        raise LedgerUnavailable("the tail does not cover the entry")
+    head = sign_head(house, tail)
+    with house.ledger.view() as view:
+        if data is None:
+            data = view.entry(index)
+        proof = merkle.inclusion_proof(index, tail.size, view.hashes)
+        consistency = consistency_from(house, view, have, tail)
+    # The proof is checked before it leaves: stored hashes that somebody changed must not get out as
+    # a receipt that fails at the client, they must stop the release here.
+    merkle.verify_inclusion(merkle.leaf_hash(data), index, tail.size, proof, tail.root)
+    return Recorded(
+        index=index,
+        data=data,
+        head=head,
+        receipt=receipt.build_receipt(data, index, proof, head),
+        consistency=consistency,
+        repeated=appended.repeated,
+    )
+
+
+def sign_head(house: House, tail: Tail) -> str:
+    """The signed note of a tail that is durable. Any replica signs the same bytes."""
+    head = note.TreeHead(origin=house.log.origin, size=tail.size, root=tail.root)
+    return note.sign_head(head, house.verifier(), house.log.sign)
+
+
+def consistency_from(house: House, view: View, have: str | None, tail: Tail) -> tuple[str, ...]:
+    """Base64url hashes that prove that ``tail`` extends the head ``have``; empty when there is none."""
+    if have is None:
+        return ()
+    head = note.open_head(have, house.verifier())
+    if head.size > tail.size:
+        raise RollbackDetected("the ledger is smaller than a tree head that the caller holds")
+    proof = merkle.consistency_proof(head.size, tail.size, view.hashes)
+    merkle.verify_consistency(head.size, tail.size, proof, head.root, tail.root)
+    return tuple(b64url(node) for node in proof)
+
+
+def decide_and_record(
+    house: House, decide: Callable[[View], Draft], *, have: str | None = None
+) -> tuple[Draft, Recorded]:
+    """Decide on a snapshot and record; when the snapshot was overtaken, decide again (I15).
+
+    ``decide`` must be pure but for its view: it runs again on each new snapshot.
+    """
+    for _ in range(MAX_DECISIONS):
+        with house.ledger.view() as view:
+            check_have(house, view, have)
+            draft = decide(view)
+            draft = replace(draft, epoch=view.epoch)
+        try:
+            return draft, record(house, draft, have=have)
+        except StaleDecision:
+            continue
+    raise LedgerUnavailable(
+        "access rules changed too often while this request waited", next="try the same request again"
+    )
+
+
+def digest_of(data: bytes) -> bytes:
+    """SHA-256, 32 bytes."""
+    return hashlib.sha256(data).digest()

@@ -1,0 +1,129 @@
+"""What anybody may ask: health, metadata, keys, the newest tree head. Nothing here reads the request."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from werkzeug.wrappers import Response
+
+from broker import jose
+from broker.canonical import Json
+from broker.errors import BrokerError, Unavailable
+from broker.identity import scope
+from broker.services import auditing
+from broker.services.house import House
+from broker.services.tokens import JWT_BEARER
+from broker.web import metrics
+from broker.web.calls import PublicCall
+from broker.web.problems import ALGORITHMS
+
+PROTECTED_RESOURCE: Final = "/.well-known/oauth-protected-resource"
+_KEEP_MS: Final = 2000
+"""How long an answer of ``/readyz`` is good for: a flood of checks costs the database one each time."""
+
+
+def live(call: PublicCall) -> Json:
+    """The process answers."""
+    del call
+    return {"status": "alive"}
+
+
+class Readiness:
+    """Asks database, ledger tail and store whether they answer; remembers for two seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked_at = -_KEEP_MS
+        self._ready = False
+
+    def check(self, house: House) -> bool:
+        """Whether everything that a read needs answers, and the tail is as the broker wrote it."""
+        with self._lock:
+            now = house.clock.now()
+            if not 0 <= now - self._asked_at < _KEEP_MS:
+                self._ready = _answers(house)
+                self._asked_at = now
+            return self._ready
+
+
+def _answers(house: House) -> bool:
+    try:
+        with house.ledger.view() as view:
+            view.tail()
+        house.store.check()
+    except BrokerError:
+        return False
+    return True
+
+
+_READINESS: Final = Readiness()
+
+
+def ready(call: PublicCall) -> Json:
+    """Everything that a read needs answers. Which part does not is for the log, not for outsiders.
+
+    Raises:
+        Unavailable: Something does not.
+    """
+    if not _READINESS.check(call.house):
+        raise Unavailable("the broker is not ready")
+    return {"status": "ready"}
+
+
+def show_metrics(call: PublicCall) -> Response:
+    """Counters in the Prometheus text format."""
+    del call
+    return Response(metrics.render_metrics(), content_type=metrics.CONTENT_TYPE)
+
+
+def base_url(house: House) -> str:
+    """The first public URL, without a slash at its end."""
+    return house.public_urls[0].rstrip("/")
+
+
+def authorization_server(call: PublicCall) -> Json:
+    """How to get a token here, and the log and store that a client pins. Source: RFC 8414."""
+    house, base = call.house, base_url(call.house)
+    return {
+        "issuer": house.issuer,
+        "token_endpoint": f"{base}/oauth/token",
+        "introspection_endpoint": f"{base}/oauth/introspect",
+        "revocation_endpoint": f"{base}/oauth/revoke",
+        "jwks_uri": f"{base}/oauth/jwks",
+        "response_types_supported": [],
+        "grant_types_supported": [JWT_BEARER],
+        "token_endpoint_auth_methods_supported": ["none"],
+        "dpop_signing_alg_values_supported": list(ALGORITHMS),
+        "authorization_details_types_supported": sorted(scope.ACTIONS),
+        "broker_log": {"origin": house.log.origin, "vkey": house.log.vkey},
+        "store_hosts": list(house.store_hosts),
+    }
+
+
+def protected_resource(call: PublicCall) -> Json:
+    """What this API wants to see in a request. Source: RFC 9728."""
+    base = base_url(call.house)
+    return {
+        "resource": base,
+        "authorization_servers": [call.house.issuer],
+        "jwks_uri": f"{base}/oauth/jwks",
+        "bearer_methods_supported": ["header"],
+        "dpop_bound_access_tokens_required": True,
+        "dpop_signing_alg_values_supported": list(ALGORITHMS),
+        "authorization_details_types_supported": sorted(scope.ACTIONS),
+    }
+
+
+def jwks(call: PublicCall) -> Json:
+    """The public keys of every access token that is still accepted. Source: RFC 7517 section 5."""
+    accepted = call.house.token_keys.accepted
+    keys = [{**jose.parse_public_jwk(dict(jwk)), "kid": kid, "use": "sig"} for kid, jwk in accepted.items()]
+    return {"keys": keys}
+
+
+def checkpoint(call: PublicCall) -> Response:
+    """The newest signed tree head. Source: C2SP tlog-tiles, "Checkpoints"."""
+    answer = Response(auditing.checkpoint(call.house), content_type="text/plain; charset=utf-8")
+    answer.headers["Cache-Control"] = "public, max-age=5"
+    return answer
