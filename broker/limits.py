@@ -102,7 +102,7 @@ MAX_RECEIPT: Final = 4 * (MAX_ENTRY + 2) // 3 + 48 * MAX_PROOF_HASHES + MAX_NOTE
 DENIALS_PER_MINUTE: Final = 60
 """Authenticated denials recorded one by one, for each principal; then 429 and a summary."""
 
-# -- policy ---------------------------------------------------------------------------------------------------
+# -- policy -------------------------------------------------------------------------------------------------
 MAX_POLICY_TEXT: Final = 256 * KIB
 MAX_POLICY_NESTING: Final = 40
 """Brackets, and likewise ``if``, inside each other in one policy; the parser's stack holds far more."""

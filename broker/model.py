@@ -8,9 +8,11 @@ are bookkeeping that the row's MAC does not cover. All times are milliseconds si
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 NOT_STORED: Final = -1
+Wrapped: TypeAlias = bytes
+"""A 32-byte key under the key-encryption key."""
 
 ROLES: Final = ("engineer", "auditor", "admin", "publisher", "workload")
 KINDS: Final = ("checkpoint", "dataset")
@@ -133,7 +135,7 @@ class Version:
     publisher: str
     publisher_jkt: str
     binding: int
-    wrapped_key: bytes = field(repr=False)
+    wrapped_key: Wrapped = field(repr=False)
     committed: int
     entry: int = NOT_STORED
 

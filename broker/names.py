@@ -288,11 +288,11 @@ def _parse_segment(segment: str, text: str) -> re.Pattern[str] | None:
     if "**" in segment:
         raise _refuse("pattern", text, _GLOB_GRAMMAR)
     chunks = [""]
-    for token in _glob_tokens(segment, text):
-        if token == "*":
+    for piece in _glob_pieces(segment, text):
+        if piece == "*":
             chunks.append("")
         else:
-            chunks[-1] += token
+            chunks[-1] += piece
     first, *rest = chunks
     if not rest:
         return re.compile(first, re.DOTALL)
@@ -301,7 +301,7 @@ def _parse_segment(segment: str, text: str) -> re.Pattern[str] | None:
     return re.compile(f"{first}{middle}.*{rest[-1]}", re.DOTALL)
 
 
-def _glob_tokens(segment: str, text: str) -> Iterable[str]:
+def _glob_pieces(segment: str, text: str) -> Iterable[str]:
     i = 0
     while i < len(segment):
         ch = segment[i]

@@ -56,8 +56,10 @@ class LedgerReader(Protocol):
         """Search rows as stored, ascending, in [start, stop)."""
 
     def hashes(self, level: int, start: int, stop: int) -> list[bytes]:
-        """Stored hashes of complete subtrees [start, stop) at level 0, 8, 16, ... Raises IntegrityFailure
-        when one is missing."""
+        """Stored hashes of complete subtrees [start, stop) at level 0, 8, 16, ...
+
+        Raises IntegrityFailure when one is missing.
+        """
 
     def heads(self) -> list[tuple[int, str]]:
         """Signed tree heads kept so far as (size, note), ascending."""
@@ -83,7 +85,7 @@ class View(LedgerReader, Protocol):
     def find(self, row: type[R], *key: object) -> R | None:
         """The row of that class under that key."""
 
-    def list(self, row: type[R], **where: object) -> list[R]:
+    def list(self, row: type[R], **where: object) -> Sequence[R]:
         """Rows of that class whose members equal ``where``, ordered by key."""
 
     def newest_version(self, collection: str, name: str) -> str | None:
@@ -92,7 +94,7 @@ class View(LedgerReader, Protocol):
     def version_by_digest(self, collection: str, name: str, manifest: str) -> str | None:
         """Name of the artifact's version with that manifest digest."""
 
-    def versions(self, collection: str, name: str) -> list[str]:
+    def versions(self, collection: str, name: str) -> Sequence[str]:
         """Names of the artifact's versions in the order of their commits."""
 
     def find_request(self, jkt: str, request_id: str) -> tuple[bytes, int] | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from broker import limits, sandbox
 from broker.ledger import merkle
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
-from broker import limits, sandbox
 
 
 class MerkleRules:

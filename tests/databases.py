@@ -164,7 +164,14 @@ def sample_rows(mark: str = "a") -> list[Any]:
     return [
         Principal(id=f"user:{mark}", roles=("engineer",), groups=("nlp", mark), disabled=False, created=1),
         Group(name=f"group-{mark}", parents=("all", mark)),
-        Key(jkt=f"jkt-{mark}", principal=f"user:{mark}", jwk="{}", uses=("dpop+jwt",), status="active", created=2),
+        Key(
+            jkt=f"jkt-{mark}",
+            principal=f"user:{mark}",
+            jwk="{}",
+            uses=("dpop+jwt",),
+            status="active",
+            created=2,
+        ),
         Enrolment(id=f"00{mark}", principal=f"user:{mark}", secret_hash=raw * 32, expires=3, status="active"),
         Token(
             id=f"t_{mark}",

@@ -17,7 +17,7 @@ from typing import Final
 from broker.errors import ConfigurationError
 
 MAX_SMALL_FILE: Final = 1024 * 1024
-"""Bytes of a profile file that are read at most."""
+"""Bytes of a profile file that are read, unless the caller says otherwise."""
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -42,11 +42,12 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise ConfigurationError(f"cannot write {path}", why=exc.strerror) from exc
 
 
-def find_file(path: Path, *, private: bool = False) -> bytes | None:
+def find_file(path: Path, *, private: bool = False, most: int = MAX_SMALL_FILE) -> bytes | None:
     """The bytes of a small file, or None when there is none.
 
     Args:
         private: Refuse a file that group or others may read or write, or that is another user's.
+        most: Bytes that it may have.
 
     Raises:
         ConfigurationError: Not a regular file, unreadable, too large, or not private.
@@ -59,8 +60,8 @@ def find_file(path: Path, *, private: bool = False) -> bytes | None:
         raise ConfigurationError(f"cannot read {path}", why=exc.strerror) from exc
     with os.fdopen(fd, "rb") as file:
         _check_status(path, os.fstat(fd), private=private)
-        data = file.read(MAX_SMALL_FILE + 1)
-    if len(data) > MAX_SMALL_FILE:
+        data = file.read(most + 1)
+    if len(data) > most:
         raise ConfigurationError(f"{path} is larger than any file of a profile")
     return data
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from broker.canonical import Json, parse_b64url
 from broker.client import private_files
 from broker.client.settings import TREE_HEAD
-from broker.errors import BrokerError, IntegrityFailure, RollbackDetected
+from broker.errors import BrokerError, IntegrityFailure, RollbackDetected, Unavailable
 from broker.ledger import merkle, note, receipt
 from broker.ledger.note import TreeHead
 from broker.ledger.receipt import VerifiedReceipt
@@ -102,7 +102,16 @@ class LogMemory:
         if older.size in (0, newer.size):
             self._verify(older, newer, ())
             return
-        self._verify(older, newer, self._find_proof(older.size, newer.size))
+        try:
+            proof = self._find_proof(older.size, newer.size)
+        except Unavailable:
+            raise
+        except BrokerError as exc:
+            # Fail closed: without the proof it is not known that this is the log that was seen before.
+            raise IntegrityFailure(
+                "the broker does not show that its ledger extends what this profile has seen", why=exc.what
+            ) from exc
+        self._verify(older, newer, proof)
 
     def _remember(self, head_note: str, head: TreeHead, linked: str | None) -> bool:
         with private_files.locked(self._lock_path):

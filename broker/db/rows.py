@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final, Generic, TypeVar, cast
 
 from sqlalchemy import Connection, Table, select, tuple_
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, select, tuple_
 from broker.canonical import Json
 from broker.db.macs import Macs, alarm
 from broker.db.tables import ROW_TABLES
-from broker.db.values import KINDS, Kind, UnreadableError, is_storable
+from broker.db.values import KINDS, Kind, UnreadableError, is_storable, member_types
 from broker.errors import IntegrityFailure, InternalError, MalformedRequest
 from broker.model import ROW_KEYS
 
@@ -29,9 +29,12 @@ class _Member:
     loose: bool
 
 
-def _member(field: Field[Any]) -> _Member:
-    return _Member(
-        name=field.name, kind=KINDS[str(field.type)], loose=bool(field.metadata.get("loose", False))
+def _members(row: Any) -> tuple[_Member, ...]:
+    types = member_types(row)
+    return tuple(
+        _Member(name=f.name, kind=KINDS[types[f.name][0]], loose=bool(f.metadata.get("loose", False)))
+        for f in fields(row)
+        if f.name != "entry"
     )
 
 
@@ -46,7 +49,7 @@ class RowCodec(Generic[R]):
         self._row: Final[Any] = row
         self.table: Final[Table] = ROW_TABLES[row]
         self.keys: Final = ROW_KEYS[row]
-        self.members: Final = tuple(_member(f) for f in fields(cast(Any, row)) if f.name != "entry")
+        self.members: Final = _members(row)
         self.key_columns: Final = [self.table.c[name] for name in self.keys]
 
     def encode(self, row: R, *, entry: int, macs: Macs) -> dict[str, Any]:
@@ -68,10 +71,10 @@ class RowCodec(Generic[R]):
         """
         try:
             values = {m.name: m.kind.from_column(stored[m.name]) for m in self.members}
-            entry = KINDS["int"].from_column(stored["entry"])
+            entry = KINDS[int].from_column(stored["entry"])
             row = cast(R, self._row(**values, entry=entry))
             expected = self._mac(row, entry, macs)
-            mac = KINDS["bytes"].from_column(stored["mac"])
+            mac = KINDS[bytes].from_column(stored["mac"])
         except (UnreadableError, MalformedRequest) as exc:
             raise self._refuse(stored) from exc
         if not hmac.compare_digest(expected, mac):

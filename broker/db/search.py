@@ -8,21 +8,21 @@ looked for in the rows in order, until the page is full.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from broker import limits
 from broker.db.tables import INDEXED, ledger_index
-from broker.db.values import KINDS, Kind, UnreadableError, is_storable
+from broker.db.values import KINDS, Kind, UnreadableError, is_storable, member_types
 from broker.model import IndexRow, Query
 
 _TEXT_COLUMNS: Final = ("principal", "artifact", "purpose")
 _ESCAPE: Final = "\\"
 _JSON_PUNCTUATION: Final = frozenset('[]",\\')
 _TO_LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
-_FOREIGN: Final[dict[str, Any]] = {"str": "\ufffd", "int": -1, "tuple[str, ...]": ("\ufffd",)}
+_FOREIGN: Final[dict[Any, Any]] = {str: "\ufffd", int: -1, tuple[str, ...]: ("\ufffd",)}
 """What a stored value of a foreign type is read as: something that follows from no entry."""
 
 
@@ -34,12 +34,10 @@ class _Member:
     foreign: Any
 
 
-def _member(name: str, declared: str) -> _Member:
-    base = declared.removesuffix(" | None")
-    return _Member(name=name, kind=KINDS[base], optional=base != declared, foreign=_FOREIGN[base])
-
-
-_MEMBERS: Final = [_member(field.name, str(field.type)) for field in fields(IndexRow)]
+_MEMBERS: Final = [
+    _Member(name=name, kind=KINDS[base], optional=optional, foreign=_FOREIGN[base])
+    for name, (base, optional) in member_types(IndexRow).items()
+]
 
 
 def encode_index_row(row: IndexRow) -> dict[str, Any]:

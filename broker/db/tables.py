@@ -7,7 +7,6 @@ sort in the same order everywhere.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from broker import model
+from broker.db.values import member_types
 
 METADATA: Final = MetaData()
 
@@ -35,12 +35,12 @@ OCTETS: Final[TypeEngine[bytes]] = LargeBinary()
 INDEXED: Final = ("principal", "jkt", "action", "artifact", "version", "decision", "type", "grant", "purpose")
 """Search columns that a query compares for equality; each has an index on (column, idx)."""
 
-_COLUMN_TYPES: Final[dict[str, TypeEngine[Any]]] = {
-    "str": TEXT,
-    "int": INT,
-    "bool": INT,
-    "bytes": OCTETS,
-    "tuple[str, ...]": TEXT,
+_COLUMN_TYPES: Final[dict[Any, TypeEngine[Any]]] = {
+    str: TEXT,
+    int: INT,
+    bool: INT,
+    bytes: OCTETS,
+    tuple[str, ...]: TEXT,
 }
 
 
@@ -89,17 +89,14 @@ ledger_evidence: Final = Table(
 )
 """What entries commit to with a salt; a row may be deleted (erasure), never changed."""
 
-
-def _search_column(field_name: str, field_type: str) -> Column[Any]:
-    base = field_type.removesuffix(" | None")
-    return _value(field_name, _COLUMN_TYPES[base], nullable=base != field_type)
-
-
 ledger_index: Final = Table(
     "ledger_index",
     METADATA,
     _key("idx", INT),
-    *(_search_column(field.name, str(field.type)) for field in fields(model.IndexRow)),
+    *(
+        _value(name, _COLUMN_TYPES[base], nullable=optional)
+        for name, (base, optional) in member_types(model.IndexRow).items()
+    ),
     *(Index(f"ix_ledger_index_{name}", name, "idx") for name in (*INDEXED, "time")),
 )
 """Search columns, all derived from the entries: it can be dropped and built again."""
@@ -154,10 +151,8 @@ enrolment_failures: Final = Table(
 def _row_table(name: str, row: type[Any], *indices: tuple[str, ...]) -> Table:
     keys = model.ROW_KEYS[row]
     columns = [
-        _key(field.name, _COLUMN_TYPES[str(field.type)])
-        if field.name in keys
-        else _value(field.name, _COLUMN_TYPES[str(field.type)])
-        for field in fields(row)
+        _key(name, _COLUMN_TYPES[base]) if name in keys else _value(name, _COLUMN_TYPES[base])
+        for name, (base, _) in member_types(row).items()
     ]
     return Table(
         name,

@@ -7,8 +7,9 @@ is written, and a stored value of another type than its column's was not written
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Final, get_args, get_type_hints
 
 from broker.canonical import MAX_SAFE_INTEGER, canonical_bytes, parse_json, sha256_digest
 from broker.errors import InternalError, InvalidRequest, MalformedRequest
@@ -97,12 +98,24 @@ def _plain(kind: type[Any], covered: Callable[[Any], Any] = lambda value: value)
     )
 
 
-KINDS: Final[dict[str, Kind]] = {
-    "str": _plain(str),
-    "int": _plain(int),
+KINDS: Final[dict[Any, Kind]] = {
+    str: _plain(str),
+    int: _plain(int),
     # A digest, whatever the size: a manifest of 64 MiB is not spelled out to be covered.
-    "bytes": _plain(bytes, sha256_digest),
-    "bool": Kind(to_column=_flag_to_column, from_column=_flag_from_column),
-    "tuple[str, ...]": Kind(to_column=_texts_to_column, from_column=_texts_from_column, covered=list),
+    bytes: _plain(bytes, sha256_digest),
+    bool: Kind(to_column=_flag_to_column, from_column=_flag_from_column),
+    tuple[str, ...]: Kind(to_column=_texts_to_column, from_column=_texts_from_column, covered=list),
 }
-"""Member type, as the dataclass spells it -> how it is stored."""
+"""Member type -> how it is stored."""
+
+
+def member_types(row: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """Name -> (type without ``None``, whether it may be None) of a dataclass's members, in order."""
+    # Names in annotations are those of the module: a member called ``bytes`` does not hide the type.
+    hints = get_type_hints(row, localns={})
+    return {field.name: _without_none(hints[field.name]) for field in fields(row)}
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    others = [part for part in get_args(hint) if part is not NoneType]
+    return (others[0], True) if isinstance(hint, UnionType) else (hint, False)

@@ -120,7 +120,11 @@ class SeaweedSettings:
     def store(self) -> S3Store:
         """The adapter for the bucket :data:`BUCKET`."""
         return S3Store(
-            endpoint=self.endpoint, region=REGION, bucket=BUCKET, credentials=self.credentials, path_style=True
+            endpoint=self.endpoint,
+            region=REGION,
+            bucket=BUCKET,
+            credentials=self.credentials,
+            path_style=True,
         )
 
 
@@ -173,7 +177,9 @@ class Seaweed:
         deadline = time.monotonic() + timeout
         while True:
             if self.pid is None:
-                raise StoreUnavailable("the embedded object store stopped while starting", why=self._last_words())
+                raise StoreUnavailable(
+                    "the embedded object store stopped while starting", why=self._last_words()
+                )
             try:
                 store.create_bucket()
                 store.check_round_trip()

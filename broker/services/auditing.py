@@ -81,9 +81,7 @@ def _query_draft(house: House, caller: authn.Caller, right: str, query: str) -> 
         hour=format_time(hour),
         **caller.members(),
     )
-    key = RequestKey(
-        jkt=caller.principal.id, request_id=f"audit-{b64url(digest)}", body_digest=digest
-    )
+    key = RequestKey(jkt=caller.principal.id, request_id=f"audit-{b64url(digest)}", body_digest=digest)
     return Draft(proof=caller.proof_use, request=key, entries=(entry,))
 
 

@@ -131,7 +131,9 @@ def authenticate(house: House, view: View, request: SignedRequest) -> Caller:
     """
     if request.access_token is None:
         raise NotAuthenticated(
-            "the request carries no access token", why="header Authorization: DPoP <token>", next="broker login"
+            "the request carries no access token",
+            why="header Authorization: DPoP <token>",
+            next="broker login",
         )
     now = view.now
     claims = token.verify_access_token(

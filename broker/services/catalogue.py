@@ -227,7 +227,9 @@ def dry_run(house: House, request: authn.SignedRequest, wanted: DecisionRequest)
         caller = authn.authenticate(house, view, request)
         scope.permits(
             caller.levels,
-            scope.Ask(action="describe", collection=wanted.collection, name=wanted.name, version=wanted.version),
+            scope.Ask(
+                action="describe", collection=wanted.collection, name=wanted.name, version=wanted.version
+            ),
         )
         about = _about(house, view, caller, wanted.principal)
         target, version = _dry_target(house, view, caller, wanted)

@@ -1,4 +1,4 @@
-"""Publishing, steps P4 to P7: upload URLs, what the store holds, and the commit; and the sweep."""
+"""Publishing, steps P4 to P7: upload URLs, what the store holds, and the commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
 from broker.envelope import extents, parts, wrap
 from broker.envelope.manifest import Manifest, manifest_digest, parse_manifest, verify_manifest
-from broker.errors import BrokerError, Conflict, IntegrityFailure, InvalidRequest, StoreUnavailable
+from broker.errors import Conflict, IntegrityFailure, InvalidRequest, StoreUnavailable
 from broker.model import (
     Absent,
     Artifact,
@@ -31,7 +31,6 @@ from broker.services.house import House
 from broker.services.record import decide_and_record, digest_of, new_entry
 
 MAX_URLS = 1000
-SWEPT = '{"swept":true}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def _open_upload(house: House, view: View, caller: authn.Caller, id: str) -> Upl
     return row
 
 
-# -- P4 -------------------------------------------------------------------------------------------------------
+# -- P4 ---------------------------------------------------------------------------------------------------
 
 
 def urls(house: House, request: authn.SignedRequest, wanted: UrlsRequest) -> Json:
@@ -140,7 +139,7 @@ def status(house: House, request: authn.SignedRequest, id: str) -> Json:
     held = _held(house, row)
     files = json.loads(row.files)
     stored = {}
-    for file, upload_id in _multiparts(row).items():
+    for file, upload_id in multiparts(row).items():
         if releasing.object_name(row.version_id, file) not in held:
             found = house.store.list_parts(releasing.object_name(row.version_id, file), upload_id)
             stored[str(file)] = [[number, size] for number, _, size in found]
@@ -156,11 +155,12 @@ def _held(house: House, row: Upload) -> Mapping[str, int]:
     return dict(house.store.list(f"v1/{row.version_id.hex()}/"))
 
 
-def _multiparts(row: Upload) -> dict[int, str]:
+def multiparts(row: Upload) -> dict[int, str]:
+    """The store's multipart ids of an upload, by file."""
     return {int(file): id for file, id in json.loads(row.parts).items() if file.isdigit()}
 
 
-# -- P6 and P7 --------------------------------------------------------------------------------------------------
+# -- P6 and P7 --------------------------------------------------------------------------------------------
 
 
 def commit(house: House, request: authn.SignedRequest, wanted: CommitRequest) -> Json:
@@ -240,7 +240,7 @@ def _finish_objects(house: House, row: Upload) -> None:
     """
     held = _held(house, row)
     files = json.loads(row.files)
-    for file, upload_id in _multiparts(row).items():
+    for file, upload_id in multiparts(row).items():
         name = releasing.object_name(row.version_id, file)
         if name not in held:
             found = house.store.list_parts(name, upload_id)
@@ -256,7 +256,8 @@ def _finish_objects(house: House, row: Upload) -> None:
         for name, length in wanted.items():
             if length and held.get(name) != length:
                 raise InvalidRequest(
-                    f"the store does not hold all of {path!r}", next="broker put again: it uploads what is missing"
+                    f"the store does not hold all of {path!r}",
+                    next="broker put again: it uploads what is missing",
                 )
 
 
@@ -268,9 +269,7 @@ def _check_parts(size: int, extent_size: int, found: list[tuple[int, str, int]])
             raise InvalidRequest("a part is missing or has another size", next="broker put again")
 
 
-def _new_version(
-    house: House, row: Upload, manifest: Manifest, digest: str, caller: authn.Caller
-) -> Version:
+def _new_version(house: House, row: Upload, manifest: Manifest, digest: str, caller: authn.Caller) -> Version:
     aad = wrap.wrap_aad(
         use="version",
         version_id=row.version_id,
@@ -388,47 +387,3 @@ def _first_collection(
         )
         found.append(Group(name=name))
     return entries, found
-
-
-# -- the sweep ----------------------------------------------------------------------------------------------------
-
-
-def sweep(house: House, *, most: int = 16) -> int:
-    """Give up uploads that ran out, and delete what they left in the store; returns how many were swept.
-
-    The row is given up first, under the tail lock, so that no commit can win against the deletion.
-    Crash here: the row says abandoned, and the next sweep deletes again.
-    """
-    done = 0
-    with house.ledger.view() as view:
-        now = view.now
-        overdue = [row for row in view.list(Upload, status=publish.OPEN) if row.expires <= now][:most]
-        given_up = [row for row in view.list(Upload, status=publish.ABANDONED) if row.parts != SWEPT][:most]
-    for row in overdue:
-        try:
-            given_up.append(_give_up(house, row))
-        except BrokerError:
-            continue  # somebody else took it meanwhile: the next sweep looks again
-    for row in given_up:
-        for file, upload_id in _multiparts(row).items():
-            house.store.abort_upload(releasing.object_name(row.version_id, file), upload_id)
-        for name, _ in house.store.list(f"v1/{row.version_id.hex()}/"):
-            house.store.delete(name)
-        house.ledger.set_upload_parts(row.id, SWEPT)
-        done += 1
-    return done
-
-
-def _give_up(house: House, row: Upload) -> Upload:
-    gone = replace(row, status=publish.ABANDONED)
-    entry = new_entry(
-        house,
-        time=house.clock.now(),
-        type="abandon",
-        principal=row.principal,
-        artifact=row.artifact,
-        version=row.version,
-        upload=row.id,
-    )
-    house.ledger.append(Draft(entries=(entry,), rows=(gone,), expects=(row,)))
-    return gone

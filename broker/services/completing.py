@@ -10,7 +10,7 @@ from broker.errors import InvalidRequest
 from broker.model import ACTIVE, REVOKED, Draft, Grant, RequestKey
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import access, authn, deciding
+from broker.services import access, authn, deciding, planning
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
@@ -66,7 +66,7 @@ def complete(
 
     def decide(view: View) -> Draft:
         caller = authn.authenticate(house, view, request)
-        row = access.find_own_grant(view, caller, grant)
+        row = planning.find_own_grant(view, caller, grant)
         if received["files"] > row.files or received["bytes"] > row.bytes:
             raise InvalidRequest("more was received than the grant covers")
         entry = new_entry(
@@ -96,7 +96,7 @@ def show_grant(house: House, request: authn.SignedRequest, id: str) -> Json:
     """One of the caller's own grants."""
     with house.ledger.view() as view:
         caller = authn.authenticate(house, view, request)
-        grant = access.find_own_grant(view, caller, id)
+        grant = planning.find_own_grant(view, caller, id)
     authn.use_proof(house, caller)
     return {"grant": grant_json(grant)}
 
@@ -111,7 +111,7 @@ def revoke_own_grant(house: House, request: authn.SignedRequest, id: str, *, hav
 
     def decide(view: View) -> Draft:
         caller = authn.authenticate(house, view, request)
-        row = access.find_own_grant(view, caller, id)
+        row = planning.find_own_grant(view, caller, id)
         answer = deciding.decide(
             house,
             view,

@@ -58,7 +58,9 @@ def enrol(house: House, request: authn.SignedRequest, *, request_id: str, id: st
         if principal is None or principal.disabled:
             raise _refused()
         if view.find(Key, verified.jkt) is not None:
-            raise Conflict("this key is enrolled already", next="make a new key: broker login with an empty profile")
+            raise Conflict(
+                "this key is enrolled already", next="make a new key: broker login with an empty profile"
+            )
         key = Key(
             jkt=verified.jkt,
             principal=principal.id,

@@ -81,9 +81,7 @@ def bind_first_key(house: House, id: str, key: jose.PrivateKey) -> int:
     with house.ledger.view() as view:
         now = view.now
     row = Principal(id=id, roles=("admin",), groups=(), disabled=False, created=now)
-    _append(
-        house, [_principal_entry(house, row, now)], [row], expects=[Absent(row=Principal, key=(id,))]
-    )
+    _append(house, [_principal_entry(house, row, now)], [row], expects=[Absent(row=Principal, key=(id,))])
     bound, entry = enrolment.first_key(house, row, key, now)
     return _append(house, [entry], [bound])
 

@@ -62,9 +62,7 @@ def find_visible(
     home = view.find(Collection, collection)
     if row is None or home is None:
         return None
-    answer = deciding.decide(
-        house, view, principal, "describe", version_target(home, row), network=network
-    )
+    answer = deciding.decide(house, view, principal, "describe", version_target(home, row), network=network)
     return Found(collection=home, version=row, describe=answer) if answer.allowed else None
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from broker import limits, names
+from broker import limits
 from broker.canonical import Json, b64url, canonical_bytes, format_time
 from broker.envelope import parts, seal, wrap
 from broker.envelope.lease import UploadKey, upload_key_bytes
-from broker.errors import BrokerError, Conflict, Denied, InvalidRequest, NotFound
+from broker.errors import BrokerError, Conflict, Denied, NotFound
 from broker.identity import scope
 from broker.model import (
-    KINDS,
     Absent,
     Artifact,
     Collection,
@@ -27,78 +25,11 @@ from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, completing, deciding, denials
 from broker.services.house import House
+from broker.services.record import Recorded, decide_and_record, new_entry
 from broker.services.releasing import object_name
-from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
+from broker.services.uploads import UploadRequest, check_description
 
 OPEN, COMMITTED, ABANDONED = "open", "committed", "abandoned"
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadRequest:
-    """P1: what somebody wants to publish; the names have passed their grammar."""
-
-    request_id: str
-    collection: str
-    name: str
-    version: str
-    kind: str
-    labels: Mapping[str, str]
-    extent_size: int
-    files: tuple[tuple[str, int], ...]
-    recipient: bytes
-    have: str | None = None
-
-    @property
-    def artifact(self) -> str:
-        """``collection/name``."""
-        return f"{self.collection}/{self.name}"
-
-    def content(self) -> Json:
-        """What makes two requests the same upload: everything but who asks, when, and to whom it is sealed."""
-        return {
-            "artifact": self.artifact,
-            "version": self.version,
-            "kind": self.kind,
-            "labels": dict(self.labels),
-            "extent_size": self.extent_size,
-            "files": [list(file) for file in self.files],
-        }
-
-    def body_digest(self) -> bytes:
-        """What a retry must repeat."""
-        return digest_of(canonical_bytes({**self.content(), "to": seal.recipient_digest(self.recipient)}))
-
-
-def check_description(wanted: UploadRequest) -> None:
-    """Kind, labels, extent size and list of files are within their rules.
-
-    Raises:
-        InvalidRequest: One of them is not; the message names it.
-    """
-    if wanted.kind not in KINDS:
-        raise InvalidRequest(f"kind is {' or '.join(KINDS)}")
-    if len(wanted.labels) > limits.MAX_LABELS:
-        raise InvalidRequest(f"more than {limits.MAX_LABELS} labels")
-    for key, value in wanted.labels.items():
-        names.check_label(key, value)
-    if "tier" not in wanted.labels:
-        raise InvalidRequest("a version needs the label tier", next="--label tier=standard")
-    if not limits.MIN_EXTENT_SIZE <= wanted.extent_size <= limits.MAX_EXTENT_SIZE:
-        raise InvalidRequest("extent_size is from 1 MiB to 1 GiB")
-    if wanted.extent_size % limits.SEGMENT_SIZE:
-        raise InvalidRequest("extent_size is a whole number of MiB")
-    if not 1 <= len(wanted.files) <= limits.MAX_FILES:
-        raise InvalidRequest(f"a version has 1 to {limits.MAX_FILES} files")
-    for path, size in wanted.files:
-        names.parse_path(path)
-        if not 0 <= size <= limits.MAX_FILE_SIZE:
-            raise InvalidRequest(f"a file is larger than {limits.MAX_FILE_SIZE} bytes")
-    paths = [path for path, _ in wanted.files]
-    if sorted(paths, key=lambda path: path.encode()) != paths:
-        raise InvalidRequest("files are not sorted by the bytes of their path")
-    names.check_distinct_paths(paths)
-    if sum(size for _, size in wanted.files) > limits.MAX_VERSION_BYTES:
-        raise InvalidRequest("the version is too large")
 
 
 # -- P1 to P3 -----------------------------------------------------------------------------------------------
@@ -180,9 +111,7 @@ class _Fresh:
     version_key: bytes
 
 
-def check_publish(
-    house: House, view: View, caller: authn.Caller, wanted: UploadRequest
-) -> deciding.Answer:
+def check_publish(house: House, view: View, caller: authn.Caller, wanted: UploadRequest) -> deciding.Answer:
     """Scope and policy let the caller publish this; a collection that does not exist is made by it.
 
     Raises:
@@ -208,9 +137,7 @@ def check_publish(
     )
     questions.append(("publish", target))
     for action, on in questions:
-        answer = deciding.decide(
-            house, view, caller.principal, action, on, network=caller.request.network
-        )
+        answer = deciding.decide(house, view, caller.principal, action, on, network=caller.request.network)
         if not answer.allowed:
             raise answer.refusal(f"{action} of {wanted.artifact}@{wanted.version}")
     return answer
@@ -389,7 +316,9 @@ def description_of(row: Upload) -> UploadRequest:
     )
 
 
-def abandon(house: House, request: authn.SignedRequest, id: str, *, request_id: str, have: str | None) -> Json:
+def abandon(
+    house: House, request: authn.SignedRequest, id: str, *, request_id: str, have: str | None
+) -> Json:
     """The owner gives an upload up; its objects are swept.
 
     Raises:

@@ -127,7 +127,10 @@ def charge_for(
     """What releasing a window charges to each holder (id, ceiling in bytes or None)."""
     starts = _ordinals(digest, manifest)
     opened = tuple(
-        (starts[file] + index, extents.extent_plaintext_size(manifest.files[file].size, manifest.extent_size, index))
+        (
+            starts[file] + index,
+            extents.extent_plaintext_size(manifest.files[file].size, manifest.extent_size, index),
+        )
         for file, first, last in window.runs
         for index in range(first, last + 1)
     )

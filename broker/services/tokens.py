@@ -196,4 +196,3 @@ def revoke_own(house: House, request: authn.SignedRequest, *, text: str) -> None
 class _NothingToRevoke(Exception):
     def __init__(self, caller: authn.Caller) -> None:
         self.caller = caller
-

@@ -205,9 +205,7 @@ class Presigner:
             raise InvalidRequest(f"a part needs an upload and a number from 1 to {MAX_PARTS}")
         lifetime = min(expires, limits.UPLOAD_URL_TTL)
         query = {"uploadId": upload_id, "partNumber": str(part_number)}
-        return self._sign(
-            "PUT", name, query, _length_header(content_length), lifetime=lifetime, now=now
-        )
+        return self._sign("PUT", name, query, _length_header(content_length), lifetime=lifetime, now=now)
 
     def _sign(
         self,

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from broker.errors import Conflict, IntegrityFailure, NotFound, StoreUnavailable
 from broker.ports import ObjectInfo
-from broker.storage.presign import CredentialSource, Credentials, check_object_name, format_range
+from broker.storage.presign import Credentials, CredentialSource, check_object_name, format_range
 
 R = TypeVar("R")
 
@@ -69,8 +69,12 @@ class S3Store:
     def complete_upload(self, name: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> None:
         """Join the parts (number from 1, ETag) to the object; afterwards the upload is gone (I20).
 
-        Only where no such object is yet. A retry after a lost answer is fine: when the upload is
-        gone and the object is there with the ETag that these parts make, nothing is left to do.
+        Only where no such object is yet. A retry after a lost answer is fine, also at the same time:
+        when the object is there with the ETag that these parts make, nothing is left to do.
+
+        Between two calls with *different* parts at the same moment the store is no referee
+        (SeaweedFS lets both through now and then): the caller makes the list of parts durable before
+        it completes, and never completes an upload with another list.
 
         Raises:
             Conflict: The object exists, or a part is missing or is not the one with that ETag.
@@ -110,6 +114,9 @@ class S3Store:
     def list_parts(self, name: str, upload_id: str) -> list[tuple[int, str, int]]:
         """(number, ETag without quotes, size) of the parts that the store holds, ascending.
 
+        A part that was sent twice may be there twice (SeaweedFS keeps both until the upload is
+        completed): what is joined is the one whose ETag is named.
+
         Raises:
             NotFound: There is no such upload.
         """
@@ -122,7 +129,9 @@ class S3Store:
                 if _code(exc) in _GONE:
                     raise NotFound("there is no such multipart upload") from exc
                 _refuse(exc)
-            found += [(part["PartNumber"], _etag(part["ETag"]), part["Size"]) for part in page.get("Parts", [])]
+            found += [
+                (part["PartNumber"], _etag(part["ETag"]), part["Size"]) for part in page.get("Parts", [])
+            ]
             if not page.get("IsTruncated") or not page.get("Parts"):
                 return sorted(found)
             marker = page["Parts"][-1]["PartNumber"]
@@ -190,7 +199,11 @@ class S3Store:
             if _code(exc) not in _EXISTS:
                 _refuse(exc)
             held = self.head(name)
-            if held is None or held.size != len(data) or (data and self.get_range(name, 0, len(data)) != data):
+            if (
+                held is None
+                or held.size != len(data)
+                or (data and self.get_range(name, 0, len(data)) != data)
+            ):
                 raise Conflict("an object of that name exists") from exc
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ from broker import limits
 from broker.canonical import Json
 from broker.services.authn import SignedRequest
 from broker.services.house import House
+from broker.web.health import Readiness
 from broker.web.models import Shape
 from broker.web.requests import JSON
 
@@ -60,7 +61,7 @@ Access = Public | Proof | Own | Needs
 class Call:
     """One request for a handler: what was signed, and its parts in their declared shapes.
 
-    For a public route there is no signed request, no query and no body.
+    For a public route there is none of this: see :class:`PublicCall`.
     """
 
     house: House
@@ -78,6 +79,7 @@ class PublicCall:
     """A request that needs no credentials: nothing of it is looked at but the path."""
 
     house: House
+    readiness: Readiness
 
 
 Handler = Callable[[Call], Json | Response]

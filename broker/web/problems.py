@@ -44,6 +44,10 @@ JSON: Final = "application/json"
 ALGORITHMS: Final = ("EdDSA", "Ed25519", "ES256")
 """Signature algorithms that proofs may use, as metadata and challenges name them."""
 
+UNSUPPORTED_GRANT: Final = "unsupported_grant_type"
+"""``what`` of the refusal of a grant type: the error code of the OAuth answer (RFC 6749 section 5.2)."""
+
+_OWN_CODES: Final = (INVALID_DETAILS, UNSUPPORTED_GRANT)
 _TITLES: Final[dict[int, str]] = {
     400: "The request cannot be parsed",
     401: "Who is asking is not established",
@@ -146,7 +150,7 @@ def oauth_problem_of(error: BrokerError, *, request_id: str, metadata_url: str, 
         status = 400
     members = _members(error)
     described = str(members.pop("detail"))
-    if error.what == INVALID_DETAILS and error.why:
+    if error.what in _OWN_CODES and error.why:
         described = error.why
     body = {
         "error": _oauth_code(error),
@@ -163,8 +167,8 @@ def oauth_problem_of(error: BrokerError, *, request_id: str, metadata_url: str, 
 
 
 def _oauth_code(error: BrokerError) -> str:
-    if error.what == INVALID_DETAILS:
-        return INVALID_DETAILS
+    if error.what in _OWN_CODES:
+        return error.what
     if error.code in _OAUTH_CODES:
         return _OAUTH_CODES[error.code]
     if isinstance(error, InvalidProof):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from werkzeug.wrappers import Response
 
 from broker import jose
 from broker.canonical import Json
-from broker.errors import BrokerError, Unavailable
+from broker.errors import Unavailable
 from broker.identity import scope
 from broker.services import auditing
 from broker.services.house import House
@@ -19,8 +19,6 @@ from broker.web.calls import PublicCall
 from broker.web.problems import ALGORITHMS
 
 PROTECTED_RESOURCE: Final = "/.well-known/oauth-protected-resource"
-_KEEP_MS: Final = 2000
-"""How long an answer of ``/readyz`` is good for: a flood of checks costs the database one each time."""
 
 
 def live(call: PublicCall) -> Json:
@@ -29,44 +27,13 @@ def live(call: PublicCall) -> Json:
     return {"status": "alive"}
 
 
-class Readiness:
-    """Asks database, ledger tail and store whether they answer; remembers for two seconds."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._asked_at = -_KEEP_MS
-        self._ready = False
-
-    def check(self, house: House) -> bool:
-        """Whether everything that a read needs answers, and the tail is as the broker wrote it."""
-        with self._lock:
-            now = house.clock.now()
-            if not 0 <= now - self._asked_at < _KEEP_MS:
-                self._ready = _answers(house)
-                self._asked_at = now
-            return self._ready
-
-
-def _answers(house: House) -> bool:
-    try:
-        with house.ledger.view() as view:
-            view.tail()
-        house.store.check()
-    except BrokerError:
-        return False
-    return True
-
-
-_READINESS: Final = Readiness()
-
-
 def ready(call: PublicCall) -> Json:
     """Everything that a read needs answers. Which part does not is for the log, not for outsiders.
 
     Raises:
         Unavailable: Something does not.
     """
-    if not _READINESS.check(call.house):
+    if not call.readiness.check():
         raise Unavailable("the broker is not ready")
     return {"status": "ready"}
 
@@ -118,8 +85,14 @@ def protected_resource(call: PublicCall) -> Json:
 def jwks(call: PublicCall) -> Json:
     """The public keys of every access token that is still accepted. Source: RFC 7517 section 5."""
     accepted = call.house.token_keys.accepted
-    keys = [{**jose.parse_public_jwk(dict(jwk)), "kid": kid, "use": "sig"} for kid, jwk in accepted.items()]
-    return {"keys": keys}
+    return {"keys": [_public_jwk(kid, jwk) for kid, jwk in accepted.items()]}
+
+
+def _public_jwk(kid: str, jwk: Mapping[str, Any]) -> Json:
+    # Parsed again, so that whatever else a key's record may hold stays here.
+    public = jose.parse_public_jwk(jwk)
+    alg = jose.EDDSA if public["kty"] == "OKP" else jose.ES256
+    return {**public, "kid": kid, "use": "sig", "alg": alg}
 
 
 def checkpoint(call: PublicCall) -> Response:

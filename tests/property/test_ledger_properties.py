@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from broker import limits
-from broker.errors import BrokerError, IntegrityFailure
+from broker.errors import IntegrityFailure, InvalidRequest, TooLarge
 from broker.ledger.audit import Auditor
 from broker.ledger.entry import cut_name, index_row, parse_entry
 from broker.ledger.merkle import (
@@ -31,7 +32,7 @@ LOG = StoredLog(sample_log(600))
 sizes = st.integers(min_value=1, max_value=600)
 
 
-# -- an implementation of its own: the recursive definitions of RFC 9162, word for word ---------------------
+# -- an implementation of its own: the recursive definitions of RFC 9162, word for word ---------------
 
 
 def mth(leaves: list[bytes]) -> bytes:
@@ -68,7 +69,7 @@ def subproof(m: int, leaves: list[bytes], complete: bool) -> list[bytes]:
     return [*subproof(m - k, leaves[k:], False), mth(leaves[:k])]
 
 
-# -- trees ----------------------------------------------------------------------------------------------
+# -- trees --------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.binary(max_size=8), max_size=80))
@@ -139,7 +140,7 @@ def test_verification_of_junk_ends_in_a_refusal(one, two, proof, root):
         verify_consistency(one, two, proof, root, EMPTY_ROOT)
 
 
-# -- entries, receipts, queries -----------------------------------------------------------------------------
+# -- entries, receipts, queries -----------------------------------------------------------------------
 
 
 @given(st.text(max_size=400), st.integers(0, 300))
@@ -163,10 +164,8 @@ def test_an_entry_with_any_byte_changed_is_another_leaf(type, data):
     at = data.draw(st.integers(0, len(entry) - 1))
     changed = entry[:at] + bytes([entry[at] ^ data.draw(st.integers(1, 255))]) + entry[at + 1 :]
     assert leaf_hash(changed) != leaf_hash(entry)
-    try:
+    with suppress(IntegrityFailure):
         assert parse_entry(changed) != parse_entry(entry)
-    except IntegrityFailure:
-        pass
 
 
 @given(sizes, st.data())
@@ -197,11 +196,8 @@ def test_a_receipt_that_parses_is_written_the_same_way(text):
 
 @given(st.text(max_size=120))
 def test_any_text_is_a_query_or_refused_and_a_query_can_be_asked(text):
-    try:
+    with suppress(InvalidRequest, TooLarge):
         query = parse_query(text, now=NOW)
-    except BrokerError as refusal:
-        assert refusal.code in ("invalid", "too_large")
-    else:
         assert matches(query, index_row(parse_entry(sample("grant")))) in (True, False)
 
 
@@ -213,7 +209,7 @@ def test_any_value_can_be_asked_for_in_quotes(value):
     assert (query.text, query.purpose) == ((value,), value)
 
 
-# -- the auditor ----------------------------------------------------------------------------------------------
+# -- the auditor --------------------------------------------------------------------------------------
 
 
 @given(st.sets(st.integers(1, 600), max_size=8), st.integers(0, 599), st.booleans(), st.data())

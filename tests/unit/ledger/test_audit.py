@@ -50,7 +50,7 @@ def audit_with_index(index_rows, rows: list[Row] | None = None) -> Verdict:
     return auditor.finish()
 
 
-# -- a log as it should be ------------------------------------------------------------------------------
+# -- a log as it should be ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, 1000])
@@ -81,7 +81,7 @@ def test_heads_may_come_in_any_order_and_twice():
     assert audit(LOG.rows(), heads=heads).ok
 
 
-# -- rows that contradict themselves ----------------------------------------------------------------------
+# -- rows that contradict themselves ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", [0, 1, 29, 30, 37, 38, 199, 289, 290, 299])
@@ -142,7 +142,7 @@ def test_the_first_of_several_bad_rows_is_named():
     assert len([line for line in verdict.problems if "does not hash" in line]) == 3
 
 
-# -- rows that were rewritten together with their hashes ------------------------------------------------------
+# -- rows that were rewritten together with their hashes ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_signed_row_that_is_no_entry_is_found_by_a_full_audit():
     assert (verdict.ok, verdict.first_bad_index) == (False, 3)
 
 
-# -- stored hashes of the levels 8, 16, ... ------------------------------------------------------------------
+# -- stored hashes of the levels 8, 16, ... -----------------------------------------------------------
 
 
 def test_a_changed_stored_hash_is_found():
@@ -246,7 +246,7 @@ def test_a_rewrite_is_named_by_heads_even_if_stored_hashes_differ_too():
     assert (verdict.first_bad_index, verdict.first_bad_interval) == (None, (30, 38))
 
 
-# -- search rows -----------------------------------------------------------------------------------------------
+# -- search rows --------------------------------------------------------------------------------------
 
 
 def test_an_honest_index_is_fine():
@@ -288,7 +288,7 @@ def test_search_rows_without_an_entry_are_found():
     assert audit_with_index([(-1, extra[1]), *search_rows()]).first_bad_index == -1
 
 
-# -- the verdict -----------------------------------------------------------------------------------------------
+# -- the verdict --------------------------------------------------------------------------------------
 
 
 def test_a_verdict_spells_out_a_bounded_number_of_problems():

@@ -60,7 +60,7 @@ def test_a_required_member_cannot_be_left_out(type):
 @pytest.mark.parametrize("type", TYPES)
 def test_an_unknown_member_is_refused_and_not_repeated_in_the_error(type):
     with pytest.raises(InvalidRequest) as caught:
-        sample(type, **{"s3cret": 1})
+        sample(type, s3cret=1)
     assert "s3cret" not in str(caught.value)
     with pytest.raises(IntegrityFailure):
         parse_entry(rfc8785.dumps({**json.loads(sample(type)), "s3cret": 1}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -50,7 +50,7 @@ def _presigner(*, path_style: bool = True, token: str | None = None, **credentia
 @pytest.fixture
 def freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     """Botocore signs at our signing time: thirty seconds before NOW."""
-    when = datetime.datetime.fromtimestamp(NOW // 1000 - limits.PRESIGN_BACKDATE, tz=datetime.UTC)
+    when = dt.datetime.fromtimestamp(NOW // 1000 - limits.PRESIGN_BACKDATE, tz=dt.UTC)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_, **__: when)
 
 
@@ -84,7 +84,7 @@ def test_get_is_byte_equal_with_botocore(name: str, path_style: bool, token: str
         Params={"Bucket": "broker", "Key": name, "Range": "bytes=5-99"},
         ExpiresIn=120 + limits.PRESIGN_BACKDATE,
     )
-    signed, expires_at = _presigner(path_style=path_style, token=token).get(
+    signed, _expires_at = _presigner(path_style=path_style, token=token).get(
         name, byte_range="bytes=5-99", grant="g_1/2 é", expires=120, now=NOW
     )
     assert signed == expected
@@ -100,7 +100,9 @@ def test_put_is_byte_equal_with_botocore(name: str, create_only: bool) -> None:
         Params={"Bucket": "broker", "Key": name, "ContentLength": 77, **condition},
         ExpiresIn=600 + limits.PRESIGN_BACKDATE,
     )
-    signed, expires_at = _presigner().put(name, content_length=77, expires=600, now=NOW, if_none_match=create_only)
+    signed, _expires_at = _presigner().put(
+        name, content_length=77, expires=600, now=NOW, if_none_match=create_only
+    )
     assert signed == expected
     assert ("if-none-match" in signed) == create_only
 
@@ -119,7 +121,7 @@ def test_upload_part_is_byte_equal_with_botocore(name: str) -> None:
         },
         ExpiresIn=60 + limits.PRESIGN_BACKDATE,
     )
-    signed, expires_at = _presigner().upload_part(
+    signed, _expires_at = _presigner().upload_part(
         name, upload_id="id/+=_1", part_number=3, content_length=5_000, expires=60, now=NOW
     )
     assert _split(signed) == _split(expected)
@@ -136,14 +138,14 @@ def test_the_signed_query_names_the_grant_and_is_dated_back() -> None:
     query = parse_qs(urlsplit(signed).query)
     assert query["x-broker-grant"] == ["g_7"]
     assert query["X-Amz-SignedHeaders"] == ["host;range"]
-    date = datetime.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC)
+    date = dt.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
     assert int(date.timestamp()) == NOW // 1000 - limits.PRESIGN_BACKDATE
     assert int(date.timestamp()) + int(query["X-Amz-Expires"][0]) == expires_at // 1000
 
 
 @pytest.mark.parametrize(("asked", "given_"), [(1, 1), (300, 300), (301, 300), (10**9, 300)])
 def test_a_read_url_lives_five_minutes_at_most(asked: int, given_: int) -> None:
-    signed, expires_at = _presigner().get("v/1", byte_range="bytes=0-0", grant="g", expires=asked, now=NOW)
+    _signed, expires_at = _presigner().get("v/1", byte_range="bytes=0-0", grant="g", expires=asked, now=NOW)
     assert expires_at == (NOW // 1000 + given_) * 1000
 
 
@@ -164,7 +166,7 @@ def test_an_upload_url_is_cut_to_its_limit(asked: int) -> None:
 def test_no_url_outlives_its_credentials(left: int, asked: int, now: int) -> None:
     presigner = _presigner(expires_at=now + left)
     try:
-        signed, expires_at = presigner.get("v/1", byte_range="bytes=0-9", grant="g", expires=asked, now=now)
+        _signed, expires_at = presigner.get("v/1", byte_range="bytes=0-9", grant="g", expires=asked, now=now)
     except StoreUnavailable:
         assert left < 1000
         return
