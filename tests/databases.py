@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ def intruder(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-# -- drafts ------------------------------------------------------------------------------------------------
+# -- drafts ----------------------------------------------------------------------------------------
 
 
 def entry(name: str = "entry", **index: Any) -> NewEntry:
@@ -155,7 +157,7 @@ def kinds(outcomes: Sequence[Any]) -> list[str]:
     return [type(outcome).__name__ for outcome in outcomes]
 
 
-# -- one row of each class -------------------------------------------------------------------------------
+# -- one row of each class -------------------------------------------------------------------------
 
 
 def sample_rows(mark: str = "a") -> list[Any]:
@@ -246,7 +248,7 @@ def sample_version(collection: str, name: str, version: str, **members: Any) -> 
     return Version(collection=collection, name=name, version=version, **{**values, **members})
 
 
-# -- the oracle ------------------------------------------------------------------------------------------------
+# -- the oracle ------------------------------------------------------------------------------------
 
 
 def check_ledger(store: LedgerStore) -> int:
@@ -270,3 +272,50 @@ def appended(outcome: Any) -> Appended:
     """The outcome, which must be an append."""
     assert isinstance(outcome, Appended), outcome
     return outcome
+
+
+# -- other processes ---------------------------------------------------------------------------------
+
+
+class Writer:
+    """A process of ``tests.ledger_writer``."""
+
+    def __init__(self, url: str, threads: int, count: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ledger_writer", url, str(threads), str(count)],
+            cwd=Path(__file__).resolve().parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._input, self._output = self.process.stdin, self.process.stdout
+
+    def go(self) -> None:
+        """Let it write, once it is ready to."""
+        assert self._output.readline() == "ready\n"
+        self._input.write("go\n")
+        self._input.flush()
+
+    def read(self) -> tuple[int, str]:
+        """(index, request id) of the next append that it was told of."""
+        index, request_id = self._output.readline().split()
+        return int(index), request_id
+
+    def rest(self) -> list[tuple[int, str]]:
+        """What it was told of until it ended; waits for the end."""
+        lines = [line.split() for line in self._output.read().splitlines()]
+        self.process.wait(60)
+        self._input.close()
+        self._output.close()
+        return [(int(index), request_id) for index, request_id in lines]
+
+    def kill(self) -> None:
+        """SIGKILL: no clean-up of any kind."""
+        self.process.kill()
+
+
+def start_writer(url: str, *, threads: int, count: int) -> Writer:
+    """A process that appends ``count`` drafts from each of ``threads`` threads, when told to go."""
+    return Writer(url, threads, count)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -79,6 +81,75 @@ def migrated_template() -> str:
     run(f"CREATE DATABASE {name}")
     upgrade(text_of(server_url().set(database=name)))
     return name
+
+
+class CommitCutter:
+    """A TCP proxy before the server that loses a connection at its next COMMIT.
+
+    Attributes:
+        cut: ``before`` loses the COMMIT itself, ``after`` only its answer; None lets everything pass.
+    """
+
+    def __init__(self) -> None:
+        self.cut: str | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, _connect_server() as server:
+            answers = threading.Thread(target=_copy, args=(server, client), daemon=True)
+            answers.start()
+            while data := _receive(client):
+                if self.cut is not None and b"COMMIT" in data:
+                    self._lose(data, client, server)
+                    return
+                server.sendall(data)
+
+    def _lose(self, data: bytes, client: socket.socket, server: socket.socket) -> None:
+        how, self.cut = self.cut, None
+        # The client hears nothing more; what the server says is for nobody.
+        client.shutdown(socket.SHUT_RDWR)
+        if how == "after":
+            server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+
+def _connect_server() -> socket.socket:
+    url = server_url()
+    folder = url.query.get("host")
+    if isinstance(folder, str) and folder.startswith("/"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{folder}/.s.PGSQL.{url.port or 5432}")
+        return connection
+    return socket.create_connection((url.host or "127.0.0.1", url.port or 5432))
+
+
+def _receive(source: socket.socket) -> bytes:
+    try:
+        return source.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    while data := _receive(source):
+        try:
+            target.sendall(data)
+        except OSError:
+            continue
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ class Session:
     def _headers(self, request: Request) -> dict[str, str]:
         # Made anew for each attempt: a proof works once (I08).
         headers = {"Accept": f"{JSON}, application/problem+json, text/plain"}
-        if request.method in ("POST", "PUT", "PATCH"):
+        if request.body or request.method in ("POST", "PUT", "PATCH"):
             headers["Content-Type"] = request.content_type
         if request.auth == "none":
             return headers

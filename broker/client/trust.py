@@ -97,6 +97,16 @@ class LogMemory:
                     return head
         raise IntegrityFailure("the remembered tree head changes faster than it can be compared")
 
+    def learn(self, head_note: str) -> None:
+        """Remember a head that is known, by reading the whole log, to extend what was seen.
+
+        Raises:
+            IntegrityFailure: It is not signed by the pinned key.
+        """
+        head = note.open_head(head_note, self._vkey)
+        with self._lock:
+            self._remember(head_note, head, self.have())
+
     def _link(self, seen: TreeHead, head: TreeHead) -> None:
         older, newer = (seen, head) if seen.size <= head.size else (head, seen)
         if older.size in (0, newer.size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,11 +18,13 @@ from broker.client.trust import LogMemory, check_entry
 from broker.envelope import seal
 from broker.envelope.lease import parse_upload_key
 from broker.envelope.manifest import Manifest, manifest_bytes, manifest_digest, sign_manifest
-from broker.errors import BrokerError, IntegrityFailure
+from broker.errors import BrokerError, ConfigurationError, IntegrityFailure
 
 FOLDER: Final = "uploads"
 SEGMENTS: Final = 0
 """The part number under which the journal keeps a file's segment list."""
+_SENT, _TAKEN = "sent", "taken"
+_MAX_JOURNAL: Final = 256 * limits.MIB
 MAX_URLS: Final = 1000
 """Parts for which URLs are asked for at once."""
 
@@ -215,37 +217,61 @@ def _headers(item: Mapping[str, Any]) -> dict[str, str]:
 class UploadJournal:
     """Which content went into which part of an upload, kept in the profile until the commit.
 
-    A line is written *before* its part is sent. A part that the store holds counts as done only if the
-    journal says that it was made from the very bytes that the file has now; the store alone cannot say
-    that, because what it holds is encrypted.
+    A line is written *before* a part is sent, and another after the store took it. A part that the store
+    holds counts as done only if everything that may have been sent for it since was made from the very
+    bytes that the file has now; the store alone cannot say that, because what it holds is encrypted.
+
+    Raises:
+        ConfigurationError: The profile's folder cannot be written.
     """
 
     def __init__(self, profile: Profile, upload: str) -> None:
-        self._path = profile.folder / FOLDER / f"{upload}.jsonl"
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        self._known: dict[Place, str] = dict(self._read())
-        self._fd = os.open(
-            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        folder = profile.folder / FOLDER
+        self._path = folder / f"{upload}.jsonl"
+        self._sent: dict[Place, set[str]] = {}
+        for event, place, content in self._read():
+            self._note(event, place, content)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._fd = os.open(self._path, flags, 0o600)
+        except OSError as exc:
+            raise ConfigurationError(f"cannot write {self._path}", why=exc.strerror) from exc
 
-    def _read(self) -> list[tuple[Place, str]]:
-        data = private_files.find_file(self._path, private=True, most=64 * limits.MIB) or b""
-        found: list[tuple[Place, str]] = []
+    def _read(self) -> Iterator[tuple[str, Place, str]]:
+        data = private_files.find_file(self._path, private=True, most=_MAX_JOURNAL) or b""
         for line in data.split(b"\n")[:-1]:
             try:
-                file, part, content = json.loads(line)
-                found.append(((int(file), int(part)), str(content)))
+                event, file, part, content = json.loads(line)
+                yield str(event), (int(file), int(part)), str(content)
             except (ValueError, TypeError):
                 continue  # a line that a crash cut off says nothing
-        return found
+
+    def _note(self, event: str, place: Place, content: str) -> None:
+        if event == _TAKEN:
+            self._sent[place] = {content}
+        else:
+            self._sent.setdefault(place, set()).add(content)
 
     def holds(self, place: Place, content: bytes) -> bool:
-        """Whether what was last sent for this part was made from this content (its digest)."""
-        return self._known.get(place) == content.hex()
+        """Whether, if the store holds this part, it was made from this content (a digest)."""
+        return self._sent.get(place) == {content.hex()}
 
-    def add(self, place: Place, content: bytes) -> None:
+    def begin(self, place: Place, content: bytes) -> None:
         """This part is about to be sent, made from this content."""
-        os.write(self._fd, canonical_bytes([*place, content.hex()]) + b"\n")
+        self._add(_SENT, place, content)
+
+    def finish(self, place: Place, content: bytes) -> None:
+        """The store took it."""
+        self._add(_TAKEN, place, content)
+
+    def _add(self, event: str, place: Place, content: bytes) -> None:
+        line = canonical_bytes([event, *place, content.hex()]) + b"\n"
+        try:
+            os.write(self._fd, line)
+        except OSError as exc:
+            raise ConfigurationError(f"cannot write {self._path}", why=exc.strerror) from exc
+        self._note(event, place, content.hex())
 
     def close(self, *, done: bool) -> None:
         """Close it; remove it when the upload is committed or given up."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -163,14 +163,25 @@ class DigestedFile:
     segments: tuple[tuple[bytes, ...], ...]
 
 
+OnExtent = Callable[[int, tuple[bytes, ...]], None]
+"""Takes (extent index, digests of its segments)."""
+
+
 class Digester:
     """The first pass, with one reused buffer. Not shared between threads."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(limits.SEGMENT_SIZE))
 
-    def digest_file(self, file: LocalFile, extent_size: int) -> DigestedFile:
+    def digest_file(
+        self, file: LocalFile, extent_size: int, on_extent: OnExtent | None = None
+    ) -> DigestedFile:
         """SHA-256, segment and extent digests of a file.
+
+        Args:
+            file: As the walk saw it.
+            extent_size: Plaintext bytes of an extent.
+            on_extent: Told about each extent as soon as it is digested.
 
         Raises:
             Conflict: It changed while it was read.
@@ -189,6 +200,8 @@ class Digester:
                     whole.update(view)
                     hasher.add_segment(view)
                 listed.append(tuple(hasher.segments))
+                if on_extent is not None:
+                    on_extent(index, listed[-1])
             check_unchanged(file, fd)
         finally:
             os.close(fd)

@@ -109,10 +109,9 @@ def search(
     _authorize(house, request, "search", text)
     with house.ledger.view() as view:
         query = parse_query(text, now=view.now)
-        rows = view.search(query, after=-1 if after is None else after, limit=limit + 1)
+        page = view.search(query, after=-1 if after is None else after, limit=limit)
+        more = len(page) == limit and bool(view.search(query, after=page[-1][0], limit=1))
         size = view.tail().size
-    page = rows[:limit]
-    more = len(rows) > limit
     return {
         "entries": [search_row(index, row) for index, row in page],
         "next_after": page[-1][0] if more else None,

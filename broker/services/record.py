@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker.canonical import Json, b64url, canonical_bytes
-from broker.errors import LedgerUnavailable, RollbackDetected
+from broker.errors import IntegrityFailure, InvalidRequest, LedgerUnavailable, RollbackDetected
 from broker.ledger import entry as entries
 from broker.ledger import merkle, note, receipt
 from broker.model import Appended, Draft, NewEntry, Tail
@@ -83,17 +83,26 @@ def check_have(house: House, view: View, have: str | None) -> None:
 
     Raises:
         RollbackDetected: The caller holds a head of this log that this database does not have.
-        MalformedRequest, IntegrityFailure: ``have`` is not a head signed by this log.
+        InvalidRequest: ``have`` is not a head signed by this log.
     """
     if have is None:
         return
-    head = note.open_head(have, house.verifier())
+    head = _open_have(house, have)
     if head.size > view.tail().size:
         raise RollbackDetected(
             "the ledger is smaller than a tree head that the caller holds",
             why=f"the caller saw {head.size} entries, the database has {view.tail().size}",
             next="stop the broker and restore the newest database; see docs/operations/database.md",
         )
+
+
+def _open_have(house: House, have: str) -> note.TreeHead:
+    try:
+        return note.open_head(have, house.verifier())
+    except IntegrityFailure as exc:
+        raise InvalidRequest(
+            "the tree head that the request brings was not signed by this log", why=exc.what
+        ) from exc
 
 
 def record(house: House, draft: Draft, *, have: str | None = None) -> Recorded:
@@ -149,7 +158,7 @@ def consistency_from(house: House, view: View, have: str | None, tail: Tail) -> 
     """Base64url hashes that prove that ``tail`` extends the head ``have``; empty when there is none."""
     if have is None:
         return ()
-    head = note.open_head(have, house.verifier())
+    head = _open_have(house, have)
     if head.size > tail.size:
         raise RollbackDetected("the ledger is smaller than a tree head that the caller holds")
     proof = merkle.consistency_proof(head.size, tail.size, view.hashes)

@@ -114,13 +114,13 @@ class S3Store:
     def list_parts(self, name: str, upload_id: str) -> list[tuple[int, str, int]]:
         """(number, ETag without quotes, size) of the parts that the store holds, ascending.
 
-        A part that was sent twice may be there twice (SeaweedFS keeps both until the upload is
-        completed): what is joined is the one whose ETag is named.
+        Each number comes once. Where a store keeps a part that was sent again (SeaweedFS does, until
+        the upload is completed), the later one counts, as S3 has it.
 
         Raises:
             NotFound: There is no such upload.
         """
-        found: list[tuple[int, str, int]] = []
+        newest: dict[int, Any] = {}
         marker = 0
         while True:
             try:
@@ -129,12 +129,15 @@ class S3Store:
                 if _code(exc) in _GONE:
                     raise NotFound("there is no such multipart upload") from exc
                 _refuse(exc)
-            found += [
-                (part["PartNumber"], _etag(part["ETag"]), part["Size"]) for part in page.get("Parts", [])
-            ]
-            if not page.get("IsTruncated") or not page.get("Parts"):
-                return sorted(found)
-            marker = page["Parts"][-1]["PartNumber"]
+            listed = page.get("Parts", [])
+            # Times have a resolution of one second; within it any is as good, but always the same one.
+            for part in sorted(listed, key=lambda part: (part["LastModified"], part["ETag"])):
+                held = newest.get(part["PartNumber"])
+                if held is None or part["LastModified"] >= held["LastModified"]:
+                    newest[part["PartNumber"]] = part
+            if not page.get("IsTruncated") or not listed:
+                return [(number, _etag(part["ETag"]), part["Size"]) for number, part in sorted(newest.items())]
+            marker = max(part["PartNumber"] for part in listed)
 
     def head(self, name: str) -> ObjectInfo | None:
         """Size and ETag, or None when there is no such object."""
@@ -152,13 +155,13 @@ class S3Store:
         check_object_name(name)
         self._call("delete_object", Key=name)
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Names of the objects that begin with ``prefix``, ascending."""
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(name, size in bytes) of the objects whose names begin with ``prefix``, ascending."""
         token: dict[str, str] = {}
         while True:
             page = self._call("list_objects_v2", Prefix=prefix, **token)
             for found in page.get("Contents", []):
-                yield str(found["Key"])
+                yield str(found["Key"]), int(found["Size"])
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from broker import names
 from broker.canonical import Json
-from broker.services import administration, policies
+from broker.services import collections, people, policies, revoking
 from broker.web import models
 from broker.web.calls import Call
 
 
 def list_principals(call: Call) -> Json:
     """Every principal."""
-    return administration.list_principals(call.house, call.request)
+    return people.list_principals(call.house, call.request)
 
 
 def show_principal(call: Call) -> Json:
     """One principal."""
-    return administration.show_principal(call.house, call.request, _principal(call))
+    return people.show_principal(call.house, call.request, _principal(call))
 
 
 def add_principal(call: Call) -> Json:
     """A new principal and its one-time code, which is shown only now."""
     body: models.PrincipalBody = call.body
-    return administration.add_principal(
+    return people.add_principal(
         call.house,
         call.request,
         request_id=body.request_id,
@@ -37,7 +37,7 @@ def set_principal(call: Call) -> Json:
     """Other roles, groups or state."""
     body: models.PrincipalChangeBody = call.body
     groups = None if body.groups is None else [names.parse_group(group) for group in body.groups]
-    return administration.set_principal(
+    return people.set_principal(
         call.house,
         call.request,
         request_id=body.request_id,
@@ -52,7 +52,7 @@ def set_principal(call: Call) -> Json:
 def new_code(call: Call) -> Json:
     """A fresh one-time code, which is shown only now."""
     body: models.Recorded = call.body
-    return administration.new_code(
+    return people.new_code(
         call.house, call.request, request_id=body.request_id, id=_principal(call), have=body.have
     )
 
@@ -63,13 +63,13 @@ def _principal(call: Call) -> str:
 
 def list_collections(call: Call) -> Json:
     """Every collection."""
-    return administration.list_collections(call.house, call.request)
+    return collections.list_collections(call.house, call.request)
 
 
 def set_collection(call: Call) -> Json:
     """The groups that may read and publish."""
     body: models.CollectionBody = call.body
-    return administration.set_collection(
+    return collections.set_collection(
         call.house,
         call.request,
         request_id=body.request_id,
@@ -99,6 +99,6 @@ def revoke(call: Call) -> Json:
     """End a grant, token, key or principal."""
     body: models.RevocationBody = call.body
     [(kind, id)] = body.named()
-    return administration.revoke(
+    return revoking.revoke(
         call.house, call.request, request_id=body.request_id, kind=kind, id=id, have=body.have
     )

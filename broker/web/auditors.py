@@ -34,9 +34,7 @@ def show_entry(call: Call) -> Json:
 def leaves(call: Call) -> Response:
     """Stored rows as JSON lines, for verification."""
     query: models.LeavesQuery = call.query
-    lines = auditing.leaves(
-        call.house, call.request, query.start, query.stop, with_index=query.index == "1"
-    )
+    lines = auditing.leaves(call.house, call.request, query.start, query.stop, with_index=query.index == "1")
     return stream_lines(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from broker.services.authn import SignedRequest
 from broker.services.house import House
 from broker.web.health import Readiness
 from broker.web.models import Shape
-from broker.web.requests import JSON
+from broker.web.requests import FORM, JSON
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -80,6 +81,8 @@ class PublicCall:
 
     house: House
     readiness: Readiness
+    routes: tuple[Route, ...]
+    """Every route that is served."""
 
 
 Handler = Callable[[Call], Json | Response]
@@ -93,8 +96,7 @@ class Route:
     Attributes:
         name: Unique; the name in metrics and logs.
         rule: The path, variable parts as ``<name>``, or ``<path:name>`` where slashes belong to it.
-        handler: Turns a call into a JSON object or a ready answer.
-        summary: One line for the documentation.
+        handler: Turns a call into a JSON object or a ready answer. Its docstring documents the route.
         body: Shape of the JSON body; None when there is none (or a form).
         query: Shape of the query; None refuses any query.
         form: The body is an OAuth form, and errors are OAuth's.
@@ -107,7 +109,6 @@ class Route:
     rule: str
     access: Access
     handler: Handler | PublicHandler
-    summary: str
     body: type[Shape] | None = None
     query: type[Shape] | None = None
     form: bool = False
@@ -115,6 +116,21 @@ class Route:
     local_only: bool = False
 
     @property
+    def summary(self) -> str:
+        """One line that says what the route answers."""
+        return (self.handler.__doc__ or "").partition("\n")[0].partition(". Source:")[0].rstrip(".")
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the variable parts of the path."""
+        return [part.rpartition(":")[2] for part in re.findall(r"<([^>]+)>", self.rule)]
+
+    @property
+    def template(self) -> str:
+        """The path with its variable parts as ``{name}``."""
+        return re.sub(r"<(?:path:)?([a-z]+)>", r"{\1}", self.rule)
+
+    @property
     def media_type(self) -> str:
         """The media type of the body."""
-        return "application/x-www-form-urlencoded" if self.form else JSON
+        return FORM if self.form else JSON

@@ -49,5 +49,5 @@ def render_metrics() -> bytes:
         return generate_latest(_REGISTRY)
     # Several workers: each keeps its values in a file, and whoever is asked adds them up.
     joined = CollectorRegistry()
-    MultiProcessCollector(joined)
+    MultiProcessCollector(joined)  # type: ignore[no-untyped-call]
     return generate_latest(joined)

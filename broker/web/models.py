@@ -34,7 +34,9 @@ QueryCount = Annotated[Count, BeforeValidator(_parse_count)]
 RequestId = Annotated[str, Field(pattern=_UUID, description="a fresh UUID; the same one again is a retry")]
 Have = Annotated[
     str | None,
-    Field(default=None, max_length=limits.MAX_NOTE, description="the last tree head that the caller verified"),
+    Field(
+        default=None, max_length=limits.MAX_NOTE, description="the last tree head that the caller verified"
+    ),
 ]
 Binary = Annotated[str, Field(pattern=_B64URL, description="base64url without padding")]
 Name = Annotated[str, Field(min_length=1, max_length=limits.MAX_PATH)]
@@ -292,7 +294,10 @@ def parse_members(shape: type[S], members: dict[str, Any]) -> S:
 
 
 def _describe(exc: ValidationError) -> str:
-    found = [f"{_place(error['loc'])}: {error['msg']}" for error in exc.errors(include_input=False, include_url=False)]
+    found = [
+        f"{_place(error['loc'])}: {error['msg']}"
+        for error in exc.errors(include_input=False, include_url=False)
+    ]
     more = f"; and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
     return "; ".join(found[:_MOST_SHOWN]) + more
 

@@ -57,7 +57,9 @@ def _member(form: dict[str, str], name: str) -> str:
 def _details(text: str | None) -> list[Any]:
     # I03: absent is not "everything", it is nothing, and nothing is not worth a token.
     if text is None:
-        raise InvalidRequest(scope.INVALID_DETAILS, why="authorization_details is missing: it would grant nothing")
+        raise InvalidRequest(
+            scope.INVALID_DETAILS, why="authorization_details is missing: it would grant nothing"
+        )
     try:
         found = parse_json(text.encode("utf-8"))
     except MalformedRequest as exc:

@@ -136,7 +136,9 @@ def problem_of(error: BrokerError, *, request_id: str, metadata_url: str) -> Ref
     return Refusal(status=status, headers=headers, body=body)
 
 
-def oauth_problem_of(error: BrokerError, *, request_id: str, metadata_url: str, token_endpoint: bool) -> Refusal:
+def oauth_problem_of(
+    error: BrokerError, *, request_id: str, metadata_url: str, token_endpoint: bool
+) -> Refusal:
     """The error in OAuth's own form. ``code`` is ours, so that our client raises the exact class.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker import names
 from broker.canonical import Json, parse_b64url
-from broker.services import committing, publish
+from broker.services import committing, publish, uploads
 from broker.web import models
 from broker.web.calls import Call
 from broker.web.readers import recipient
@@ -14,7 +14,7 @@ def begin(call: Call) -> Json:
     """Begin an upload, or take up an open one with the same content."""
     body: models.UploadBody = call.body
     collection, name = names.parse_artifact(body.artifact)
-    wanted = publish.UploadRequest(
+    wanted = uploads.UploadRequest(
         request_id=body.request_id,
         collection=collection,
         name=name,
@@ -62,6 +62,4 @@ def abandon(call: Call) -> Json:
     """Give an upload up."""
     body: models.Maybe = call.body
     request_id = body.request_id or call.house.entropy.uuid()
-    return publish.abandon(
-        call.house, call.request, call.values["id"], request_id=request_id, have=body.have
-    )
+    return publish.abandon(call.house, call.request, call.values["id"], request_id=request_id, have=body.have)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker import names
 from broker.canonical import Json, parse_b64url
 from broker.errors import InvalidRequest
-from broker.services import access, catalogue, completing, enrolment
+from broker.services import access, catalogue, completing, enrolment, planning
 from broker.web import models
 from broker.web.calls import Call
 
@@ -83,7 +83,7 @@ def ask(call: Call) -> Json:
     """A grant and its first lease."""
     body: models.GrantBody = call.body
     collection, name = names.parse_artifact(body.artifact)
-    wanted = access.GrantRequest(
+    wanted = planning.GrantRequest(
         request_id=body.request_id,
         collection=collection,
         name=name,
@@ -102,7 +102,7 @@ def ask(call: Call) -> Json:
 def lease(call: Call) -> Json:
     """The next lease of a grant."""
     body: models.LeaseBody = call.body
-    wanted = access.LeaseRequest(
+    wanted = planning.LeaseRequest(
         request_id=body.request_id,
         grant=call.values["id"],
         recipient=recipient(body.recipient),

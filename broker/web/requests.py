@@ -110,7 +110,8 @@ def find_access_token(environ: Environ) -> str | None:
     match = _AUTHORIZATION.fullmatch(value)
     if match is None:
         raise NotAuthenticated(
-            "the request carries no access token that this server takes", why="header Authorization: DPoP <token>"
+            "the request carries no access token that this server takes",
+            why="header Authorization: DPoP <token>",
         )
     token = match[1]
     if len(token) > limits.MAX_TOKEN or not _TOKEN.fullmatch(token):

@@ -1,5 +1,7 @@
 """The contract of ``ports.Ledger`` for appends, on SQLite and on PostgreSQL."""
 
+# ruff: noqa: F811 - fixtures are imported, and named again where they are used
+
 from __future__ import annotations
 
 import threading
@@ -48,7 +50,6 @@ from tests.databases import (
     sample_rows,
     store,  # noqa: F401 - a fixture
 )
-# ruff: noqa: F811
 
 ANA = Principal(id="user:ana", roles=("engineer",), groups=("nlp",), disabled=False, created=1)
 
@@ -59,7 +60,7 @@ def charge(
     return Charge(holder=holder, version_id=version * 16, total_extents=100, extents=extents, ceiling=ceiling)
 
 
-# -- entries ---------------------------------------------------------------------------------------------
+# -- entries ---------------------------------------------------------------------------------------
 
 
 def test_indices_are_dense_and_the_tree_is_that_of_the_entries(store: LedgerStore) -> None:
@@ -170,7 +171,7 @@ def test_a_draft_that_cannot_be_applied_is_refused_before_it_waits(store: Ledger
     assert check_ledger(store) == 0
 
 
-# -- proofs and requests -----------------------------------------------------------------------------------
+# -- proofs and requests ---------------------------------------------------------------------------
 
 
 def test_a_replay_is_refused_alone(store: LedgerStore) -> None:
@@ -270,7 +271,7 @@ def test_repeats_and_conflicts_are_found_inside_one_batch(store: LedgerStore) ->
     assert check_ledger(store) == 2
 
 
-# -- decisions ---------------------------------------------------------------------------------------------------
+# -- decisions -------------------------------------------------------------------------------------
 
 
 def test_a_change_of_epoch_in_the_same_batch_makes_what_follows_stale(store: LedgerStore) -> None:
@@ -343,7 +344,7 @@ def test_a_draft_without_entries_changes_loose_members_only(store: LedgerStore) 
             store.append(Draft(rows=(row,)))
 
 
-# -- charges -------------------------------------------------------------------------------------------------------
+# -- charges ---------------------------------------------------------------------------------------
 
 
 def test_an_extent_is_charged_once_for_each_holder_and_version(store: LedgerStore) -> None:
@@ -380,7 +381,7 @@ def test_all_charges_of_a_draft_are_made_or_none(store: LedgerStore) -> None:
         assert [view.meter(holder) for holder in "abc"] == [10, 0, 0]
 
 
-# -- group commit ---------------------------------------------------------------------------------------------------
+# -- group commit ----------------------------------------------------------------------------------
 
 
 def test_threads_that_wait_share_one_commit(store: LedgerStore) -> None:
@@ -434,7 +435,7 @@ def test_one_commit_takes_at_most_its_limit(store: LedgerStore) -> None:
     assert sizes == [1, limits.MAX_BATCH, 9]
 
 
-# -- beside the log ------------------------------------------------------------------------------------------------------
+# -- beside the log --------------------------------------------------------------------------------
 
 
 def test_heads_are_kept_once_for_each_size(store: LedgerStore) -> None:

@@ -94,7 +94,9 @@ def test_lists_of_objects_and_parts_are_whole(seaweed: RunningStore) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, range(1, count + 1)))
     seaweed.store.put("many/other", b"")
-    assert list(seaweed.store.list("many/o/")) == [f"many/o/{number:04}" for number in range(1, count + 1)]
+    assert list(seaweed.store.list("many/o/")) == [
+        (f"many/o/{number:04}", 1) for number in range(1, count + 1)
+    ]
     parts = seaweed.store.list_parts("many/upload", upload)
     assert [number for number, _, _ in parts] == list(range(1, count + 1))
     seaweed.store.abort_upload("many/upload", upload)

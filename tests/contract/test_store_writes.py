@@ -71,26 +71,21 @@ def test_a_put_with_chunked_coding_is_refused(seaweed: RunningStore) -> None:
     assert seaweed.store.head("w/chunked") is None
 
 
-def test_of_two_puts_at_once_one_wins(seaweed: RunningStore) -> None:
-    for turn in range(4):
-        name = f"w/race/{turn}"
-        bodies = [bytes([65 + index]) * 100_000 for index in range(4)]
-        urls = [_put_url(seaweed, name, len(body)) for body in bodies]
-        answers: dict[int, int] = {}
-        barrier = threading.Barrier(len(bodies))
+@pytest.mark.parametrize("turn", range(4))
+def test_of_several_puts_at_once_one_wins(seaweed: RunningStore, turn: int) -> None:
+    name = f"w/race/{turn}"
+    bodies = [bytes([65 + index]) * 100_000 for index in range(4)]
+    barrier = threading.Barrier(len(bodies))
 
-        def one(index: int, urls: list[str] = urls, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait()
-            answers[index] = send("PUT", urls[index], headers=CREATE, body=bodies[index]).status
+    def one(body: bytes) -> int:
+        url = _put_url(seaweed, name, len(body))
+        barrier.wait()
+        return send("PUT", url, headers=CREATE, body=body).status
 
-        threads = [threading.Thread(target=one, args=(index,)) for index in range(len(bodies))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        winners = [index for index, status in answers.items() if status == 200]
-        assert len(winners) == 1, answers
-        assert _content(seaweed, name) == bodies[winners[0]]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(one, bodies))
+    assert answers.count(200) == 1, answers
+    assert _content(seaweed, name) == bodies[answers.index(200)]
 
 
 def test_parts_are_joined_in_order(seaweed: RunningStore) -> None:
@@ -150,6 +145,16 @@ def test_a_part_with_another_etag_is_not_joined(seaweed: RunningStore) -> None:
             seaweed.store.complete_upload("m/etag", upload, [(1, etag)])
     assert seaweed.store.head("m/etag") is None
     seaweed.store.abort_upload("m/etag", upload)
+
+
+def test_a_part_that_is_sent_again_counts_once(seaweed: RunningStore) -> None:
+    upload = seaweed.store.create_upload("m/resent")
+    sent = [_send_part(seaweed, "m/resent", upload, 1, body)[1].etag for body in (b"good", b"same", b"good")]
+    parts = seaweed.store.list_parts("m/resent", upload)
+    assert [(number, size) for number, _, size in parts] == [(1, 4)]
+    assert parts[0][1] in sent
+    seaweed.store.complete_upload("m/resent", upload, [(number, etag) for number, etag, _ in parts])
+    assert _content(seaweed, "m/resent") in (b"good", b"same")
 
 
 def test_a_missing_part_is_not_joined(seaweed: RunningStore) -> None:

@@ -1,0 +1,131 @@
+"""What administrators and owners change: principals, collections, policies, revocations, tokens.
+
+Every change is recorded, and its receipt is verified like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from broker.canonical import Json, drop_absent
+from broker.client.session import Session
+from broker.client.trust import LogMemory
+from broker.errors import InvalidRequest
+from broker.names import parse_group, parse_part, parse_principal
+
+REVOCABLE = ("grant", "principal", "token", "key")
+
+
+class Administration:
+    """Administrative requests in one session, against one memory of the log."""
+
+    def __init__(self, session: Session, log: LogMemory) -> None:
+        self._session = session
+        self._log = log
+
+    def _write(self, method: str, path: str, members: Json) -> Json:
+        have = self._log.have()
+        body = drop_absent({**members, "request_id": self._session.request_id(), "have": have})
+        answer = self._session.write(method, path, body)
+        self._log.accept(answer.get("receipt"), have=have, consistency=answer.get("consistency", []))
+        return answer
+
+    # -- principals -------------------------------------------------------------------------------------
+
+    def list_principals(self) -> list[Json]:
+        """Every principal with its keys."""
+        return list(self._session.get("/v1/principals")["principals"])
+
+    def show_principal(self, id: str) -> Json:
+        """One principal."""
+        return self._session.get(f"/v1/principals/{parse_principal(id)}")
+
+    def add_principal(self, id: str, *, roles: Sequence[str] = (), groups: Sequence[str] = ()) -> Json:
+        """A new principal and its one-time enrolment code, which is shown this once.
+
+        Without a role it is an engineer.
+        """
+        members = {
+            "id": parse_principal(id),
+            "roles": list(roles) or ["engineer"],
+            "groups": [parse_group(group) for group in groups],
+        }
+        return self._write("POST", "/v1/principals", members)
+
+    def set_principal(
+        self,
+        id: str,
+        *,
+        roles: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+        disabled: bool | None = None,
+    ) -> Json:
+        """Change a principal; what is None stays as it is."""
+        members = {
+            "roles": None if roles is None else list(roles),
+            "groups": None if groups is None else [parse_group(group) for group in groups],
+            "disabled": disabled,
+        }
+        return self._write("PATCH", f"/v1/principals/{parse_principal(id)}", members)
+
+    def new_code(self, id: str) -> Json:
+        """Another one-time enrolment code, for another key."""
+        return self._write("POST", f"/v1/principals/{parse_principal(id)}/codes", {})
+
+    # -- collections and policies -------------------------------------------------------------------------
+
+    def list_collections(self) -> list[Json]:
+        """Every collection with the groups that read and publish it."""
+        return list(self._session.get("/v1/collections")["collections"])
+
+    def set_collection(
+        self, name: str, *, readers: Sequence[str] | None = None, publishers: Sequence[str] | None = None
+    ) -> Json:
+        """Make or change a collection; what is None stays as it is."""
+        members = {
+            "readers": None if readers is None else [parse_group(group) for group in readers],
+            "publishers": None if publishers is None else [parse_group(group) for group in publishers],
+        }
+        return self._write("PUT", f"/v1/collections/{parse_part(name, 'collection')}", members)
+
+    def show_policies(self) -> Json:
+        """The active bundle: its digest and the text of its files."""
+        return self._session.get("/v1/policies")
+
+    def apply_policies(self, files: Mapping[str, str]) -> Json:
+        """Replace the active bundle."""
+        return self._write("PUT", "/v1/policies", {"files": dict(files)})
+
+    # -- ends -----------------------------------------------------------------------------------------------
+
+    def revoke(self, kind: str, id: str) -> Json:
+        """End a grant, token, key or principal from the next request on.
+
+        Args:
+            kind: One of ``grant``, ``principal``, ``token``, ``key``.
+            id: Its id.
+
+        Raises:
+            InvalidRequest: Another kind.
+        """
+        if kind not in REVOCABLE:
+            raise InvalidRequest(f"what can be revoked is {', '.join(REVOCABLE)}")
+        named = parse_principal(id) if kind == "principal" else id
+        return self._write("POST", "/v1/revocations", {kind: named})
+
+    def revoke_grant(self, id: str) -> Json:
+        """End one of the caller's own grants."""
+        return self._write("DELETE", f"/v1/grants/{id}", {})
+
+    def show_grant(self, id: str) -> Json:
+        """One of the caller's own grants and its status."""
+        return dict(self._session.get(f"/v1/grants/{id}")["grant"])
+
+    def inspect_token(self, token: str | None = None) -> Json:
+        """RFC 7662: what one of the caller's own tokens says; the current one without ``token``."""
+        text = self._session.access_token() if token is None else token
+        return self._session.oauth_form("/oauth/introspect", {"token": text})
+
+    def revoke_token(self, token: str) -> None:
+        """RFC 7009: end one of the caller's own tokens."""
+        self._session.oauth_form("/oauth/revoke", {"token": token})

@@ -1,0 +1,141 @@
+"""Leaders that are interrupted, and threads that stop waiting: nobody waits for somebody who is gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from broker.db.queue import CommitQueue, Outcome, _Waiting
+from broker.errors import Conflict, InternalError, LedgerUnavailable
+from broker.model import Appended, Draft, Tail
+
+DONE = Appended(index=0, tail=Tail(size=1, root=b"", epoch=0))
+
+
+class Gate:
+    """A commit that waits to be let through, and then does what it was told."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Semaphore(0)
+        self.sizes: list[int] = []
+        self.raises: list[BaseException | None] = []
+
+    def commit(self, drafts: Sequence[Draft]) -> Sequence[Outcome]:
+        self.sizes.append(len(drafts))
+        self.entered.release()
+        self.open.acquire()
+        failure = self.raises.pop(0) if self.raises else None
+        if failure is not None:
+            raise failure
+        return [DONE] * len(drafts)
+
+
+def start(queue: CommitQueue, found: list[object]) -> threading.Thread:
+    def run() -> None:
+        try:
+            found.append(queue.append(Draft()))
+        except BaseException as exc:
+            found.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_for(queue: CommitQueue, waiting: int) -> None:
+    pause = threading.Event()
+    for _ in range(2000):
+        if len(queue._waiting) == waiting:
+            return
+        pause.wait(0.002)
+    raise AssertionError(f"{len(queue._waiting)} wait")
+
+
+@pytest.mark.parametrize(
+    ("failure", "leader", "others"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, LedgerUnavailable),
+        (LedgerUnavailable("down"), LedgerUnavailable, LedgerUnavailable),
+        (RuntimeError("bug"), InternalError, InternalError),
+    ],
+)
+def test_when_a_leader_fails_everybody_hears_and_the_next_batch_is_led(
+    failure: BaseException, leader: type[BaseException], others: type[BaseException]
+) -> None:
+    gate = Gate()
+    queue = CommitQueue(gate.commit)
+    first: list[object] = []
+    second: list[object] = []
+    third: list[object] = []
+    threads = [start(queue, first)]
+    gate.entered.acquire()
+    threads += [start(queue, second) for _ in range(3)]
+    wait_for(queue, 3)
+    gate.raises = [None, failure]
+    gate.open.release()
+    gate.entered.acquire()  # the batch of three has its leader
+    threads += [start(queue, third) for _ in range(2)]
+    wait_for(queue, 2)
+    gate.open.release()
+    gate.entered.acquire()
+    gate.open.release()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert gate.sizes == [1, 3, 2]
+    assert first == [DONE]
+    assert third == [DONE, DONE]
+    assert sum(isinstance(found, leader) for found in second) >= 1
+    assert all(isinstance(found, leader | others) for found in second)
+    queue._commit = lambda drafts: [DONE] * len(drafts)
+    assert queue.append(Draft()) is DONE
+
+
+class InterruptedEvent(threading.Event):
+    """An event whose wait a signal ends."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["still-waiting", "called-to-lead"])
+def test_a_thread_that_stops_waiting_passes_its_turn_on(called: bool) -> None:
+    gate = Gate()
+    queue = CommitQueue(gate.commit)
+    found: list[object] = []
+    mine = _Waiting(Draft())
+    mine.called = InterruptedEvent()  # type: ignore[misc]
+    leader: list[threading.Thread] = []
+    if called:
+        # The one before has answered its batch and called us, the head of the queue.
+        queue._led = True
+        mine.called.set()
+        queue._waiting.append(mine)
+    else:
+        leader = [start(queue, found)]
+        gate.entered.acquire()
+        queue._waiting.append(mine)
+    behind = start(queue, found)
+    wait_for(queue, 2)
+    with pytest.raises(KeyboardInterrupt):
+        queue._wait(mine)
+    gate.open.release()
+    gate.open.release()
+    for thread in (*leader, behind):
+        thread.join(10)
+        assert not thread.is_alive()
+    assert found == [DONE] * (1 + len(leader))
+    assert sum(gate.sizes) == len(found)
+
+
+def test_a_refused_draft_gets_its_own_exception() -> None:
+    shared = Conflict("what", why="why", next="next")
+    queue = CommitQueue(lambda drafts: [shared] * len(drafts))
+    with pytest.raises(Conflict) as caught:
+        queue.append(Draft())
+    assert caught.value is not shared
+    assert (caught.value.what, caught.value.why, caught.value.next) == ("what", "why", "next")
+    assert caught.value.__cause__ is shared
