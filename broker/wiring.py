@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
 
-from broker import limits, sandbox
-from broker.ledger import merkle
+from broker import jose, limits, sandbox
+from broker.canonical import Json
+from broker.config import Facts, Settings, check_production
+from broker.db import migrate
+from broker.db.engine import open_engine, role_may_change_ledger
+from broker.db.ledger_store import LedgerStore
+from broker.errors import BrokerError, ConfigurationError
+from broker.keys.local import KeyPaths, KeyRing, load_key_ring
+from broker.ledger import merkle, note
+from broker.model import Principal
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
+from broker.runtime import SystemClock, SystemEntropy
+from broker.services import founding
+from broker.services.heads import HeadKeeper, check_extends
+from broker.services.house import House, LogIdentity, TokenKeys
+from broker.storage.heads import FolderHeads
+from broker.storage.presign import Credentials, Presigner
+from broker.storage.s3 import S3Store, chain_credentials
 
 
 class MerkleRules:
@@ -49,3 +67,197 @@ def check_policy(files: Mapping[str, bytes]) -> Bundle:
     )
     policy_check.parse_report(answer, bundle)
     return bundle
+
+
+def policy_folder(settings: Settings) -> Path:
+    """Where the policies are that a new log begins with: the operator's, or the shipped ones."""
+    if settings.policies is not None:
+        return settings.policies
+    shipped = Path(str(resources.files("broker"))) / "_policies"
+    return shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "policies"
+
+
+def read_policies(folder: Path) -> dict[str, bytes]:
+    """The files of a policy folder by name, not those of its sub-folders (its tests).
+
+    Raises:
+        ConfigurationError: The folder cannot be read.
+    """
+    try:
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    except OSError as exc:
+        raise ConfigurationError(f"the policies in {folder} cannot be read", why=exc.strerror) from exc
+
+
+def key_paths(settings: Settings) -> KeyPaths:
+    """Where the settings say that the key files are."""
+    keys = settings.keys
+    return KeyPaths(
+        kek=keys.kek,
+        log=keys.file("log"),
+        token=keys.token,
+        row_mac=keys.file("row_mac"),
+        nonce=keys.file("nonce"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wired:
+    """A house, and what has to be closed when it is left."""
+
+    house: House
+    ledger: LedgerStore
+    keys: KeyRing = field(repr=False)
+    close: Callable[[], None]
+
+
+def build_house(settings: Settings) -> House:
+    """Join everything that the settings name. The database must be migrated and the log founded.
+
+    Raises:
+        ConfigurationError: A setting, key or file is missing or wrong, or production refuses to start.
+        RollbackDetected: The log does not extend the newest tree head that was published.
+        IntegrityFailure: The stored tail does not hold.
+    """
+    wired = _join(settings)
+    try:
+        if not founding.is_founded(wired.house):
+            raise ConfigurationError(
+                "the database has no ledger yet", next="broker admin migrate --first-admin ID"
+            )
+        _check_mode(settings, wired)
+        check_extends(wired.house)
+    except BrokerError:
+        wired.close()
+        raise
+    return wired.house
+
+
+def _join(settings: Settings) -> Wired:
+    clock, entropy = SystemClock(), SystemEntropy()
+    keys = load_key_ring(key_paths(settings), entropy=entropy)
+    ledger = LedgerStore(
+        open_engine(settings.database_url.get_secret_value()),
+        tree=MerkleRules(),
+        integrity_key=keys.row_mac,
+        clock=clock,
+    )
+    house = House(
+        ledger=ledger,
+        clock=clock,
+        entropy=entropy,
+        custody=keys.custody,
+        log=LogIdentity(
+            origin=settings.log_origin,
+            vkey=note.vkey(settings.log_origin, keys.log.public),
+            sign=keys.log.sign,
+        ),
+        token_keys=_token_keys(keys.tokens),
+        nonce_key=keys.nonce,
+        check_policy=check_policy,
+        issuer=settings.token_issuer,
+        public_urls=settings.public_urls,
+        heads=FolderHeads(settings.tree_heads) if settings.tree_heads else None,
+        lease_window=settings.lease_window,
+        nonces_required=settings.nonces_required,
+        protected_changes=settings.mode == "dev" or settings.unsafe_single_admin,
+        **_store(settings),
+    )
+    house = replace(house, keep_head=HeadKeeper(house).keep)
+    return Wired(house=house, ledger=ledger, keys=keys, close=ledger.close)
+
+
+def _token_keys(keys: tuple[jose.PrivateKey, ...]) -> TokenKeys:
+    current = keys[0]
+    return TokenKeys(current=current, kid=current.jkt, accepted={key.jkt: key.jwk for key in keys})
+
+
+def _store(settings: Settings) -> Json:
+    store = settings.store
+    if store.access_key is not None and store.secret_key is not None:
+        fixed = Credentials(
+            access_key=store.access_key.get_secret_value(), secret_key=store.secret_key.get_secret_value()
+        )
+
+        def credentials() -> Credentials:
+            return fixed
+    else:
+        credentials = chain_credentials()
+    common: Json = {
+        "region": store.region,
+        "bucket": store.bucket,
+        "credentials": credentials,
+        "path_style": store.path_style,
+    }
+    presigner = Presigner(endpoint=store.client_endpoint, **common)
+    return {
+        "store": S3Store(endpoint=store.endpoint, **common),
+        "presigner": presigner,
+        "store_hosts": (presigner.host,),
+    }
+
+
+def _check_mode(settings: Settings, wired: Wired) -> None:
+    if settings.mode == "dev":
+        return
+    engine = open_engine(settings.database_url.get_secret_value())
+    try:
+        may_change = role_may_change_ledger(engine)
+    finally:
+        engine.dispose()
+    with wired.house.ledger.view() as view:
+        people = view.list(Principal)
+    facts = Facts(
+        home=Path.home(),
+        dev_keys=wired.keys.dev,
+        equal_keys=False,  # load_key_ring has refused equal keys by now
+        can_change_ledger=may_change,
+        admins=sum(1 for row in people if "admin" in row.roles and not row.disabled),
+    )
+    check_production(settings, facts)
+
+
+def migrate_and_found(settings: Settings, first_admin: str | None = None) -> str | None:
+    """Bring the database to the newest schema and, if it has no log, begin it.
+
+    Args:
+        first_admin: Id of the administrator that a log without principals gets.
+
+    Returns:
+        The one-time code of the first administrator, when one was added now.
+    """
+    migrate.upgrade(settings.database_url.get_secret_value())
+    wired = _join(settings)
+    try:
+        wired.ledger.initialize()
+        bundle = check_policy(read_policies(policy_folder(settings)))
+        founding.found(wired.house, bundle=bundle, mode=settings.mode)
+        return founding.first_admin(wired.house, first_admin) if first_admin else None
+    finally:
+        wired.close()
+
+
+def seed_admin(settings: Settings, key: jose.PrivateKey) -> Json:
+    """The embedded stack's first administrator, ``user:admin``, with a key that is at hand.
+
+    Running it again is fine: an administrator that is there is kept.
+
+    Returns:
+        What its client profile needs: ``principal``, ``server``, ``log``, ``store_hosts``.
+    """
+    wired = _join(settings)
+    house = wired.house
+    try:
+        with house.ledger.view() as view:
+            known = view.find(Principal, "user:admin")
+        if known is None:
+            founding.bind_first_key(house, "admin", key)
+        return {
+            "principal": "user:admin",
+            "server": house.public_urls[0],
+            "issuer": house.issuer,
+            "log": {"origin": house.log.origin, "vkey": house.log.vkey},
+            "store_hosts": list(house.store_hosts),
+        }
+    finally:
+        wired.close()

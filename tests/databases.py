@@ -292,9 +292,12 @@ class Writer:
         assert self.process.stdout is not None
         self._input, self._output = self.process.stdin, self.process.stdout
 
-    def go(self) -> None:
-        """Let it write, once it is ready to."""
+    def wait(self) -> None:
+        """Wait until it is ready to write."""
         assert self._output.readline() == "ready\n"
+
+    def go(self) -> None:
+        """Let it write."""
         self._input.write("go\n")
         self._input.flush()
 

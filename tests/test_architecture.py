@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": WORDS | {"config"},
     "wiring": ROOMS - {"web", "client", "cli", "dev"},
     # The web parses and renders: it sees services, and the wiring that gives it a house.
-    "web": WORDS | SERVICE | {"web", "wiring", "config"} | {"identity"},
+    "web": WORDS | SERVICE | {"web", "wiring", "config", "identity", "runtime"},
     "client": WORDS | RULES | {"runtime", "client"},
     "cli": WORDS
     | {"client", "cli", "runtime", "policy", "ledger", "dev", "config", "wiring", "web", "db", "sandbox"},

@@ -51,6 +51,9 @@ def check_draft(draft: Draft) -> None:
     for charge in draft.charges:
         if any(not 0 <= at < charge.total_extents or size < 0 for at, size in charge.extents):
             raise InternalError("a charge is for an extent that the version does not have")
+    for row in (*draft.expects, *draft.rows):
+        cls, key = row_id(row)
+        codec(cls).check_key(key)
     keys = [charge.holder for charge in draft.charges]
     keys += [draft.proof.jkt] if draft.proof else []
     keys += [draft.request.jkt, draft.request.request_id] if draft.request else []

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Table, select, tuple_
 from broker.db.macs import Macs
 from broker.db.rows import chunks, codec
 from broker.db.tables import meters, opened, replays, requests
-from broker.errors import IntegrityFailure
-from broker.model import Absent, Draft, Row, row_key
+from broker.errors import IntegrityFailure, InternalError
+from broker.model import ROW_KEYS, Absent, Draft, Row, row_key
 
 RowId = tuple[type[Any], tuple[Any, ...]]
 """A row's class and key."""
@@ -50,8 +50,16 @@ class Held:
 
 
 def row_id(row: Row | Absent) -> RowId:
-    """Class and key of a row, or of the row that is expected not to exist."""
-    return (row.row, row.key) if isinstance(row, Absent) else (type(row), row_key(row))
+    """Class and key of a row, or of the row that is expected not to exist.
+
+    Raises:
+        InternalError: It is neither.
+    """
+    if isinstance(row, Absent):
+        return row.row, row.key
+    if type(row) not in ROW_KEYS:
+        raise InternalError("something that is no row is expected or written")
+    return type(row), row_key(row)
 
 
 def read_held(connection: Connection, drafts: Sequence[Draft], macs: Macs) -> Held:

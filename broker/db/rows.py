@@ -86,16 +86,28 @@ class RowCodec(Generic[R]):
         names = [m.name for m in self.members if not m.loose] + ["entry"]
         return all(getattr(left, name) == getattr(right, name) for name in names)
 
+    def check_key(self, key: Sequence[object]) -> None:
+        """The key has the members of this class.
+
+        Raises:
+            InternalError: Another number of members, or one of another type.
+            InvalidRequest: A member cannot be stored.
+        """
+        kinds = {m.name: m.kind for m in self.members}
+        if len(key) != len(self.keys):
+            raise InternalError(f"a key of {self.table.name} has {len(self.keys)} members")
+        for name, part in zip(self.keys, key, strict=True):
+            kinds[name].to_column(part)
+
     def find(self, connection: Connection, key: Sequence[object], macs: Macs) -> R | None:
         """The row under that key.
 
         Raises:
             IntegrityFailure: It does not carry the broker's MAC.
         """
-        if len(key) != len(self.keys):
-            raise InternalError(f"a key of {self.table.name} has {len(self.keys)} members")
         if not all(is_storable(part) for part in key):
             return None
+        self.check_key(key)
         wanted = [column == part for column, part in zip(self.key_columns, key, strict=True)]
         stored = connection.execute(select(self.table).where(*wanted)).mappings().first()
         return None if stored is None else self.decode(cast(Mapping[str, Any], stored), macs)
@@ -103,14 +115,13 @@ class RowCodec(Generic[R]):
     def find_many(
         self, connection: Connection, keys: Iterable[tuple[Any, ...]], macs: Macs
     ) -> dict[tuple[Any, ...], R | IntegrityFailure]:
-        """Rows under those keys.
+        """Rows under those keys, which :meth:`check_key` has passed.
 
         A row that does not carry the broker's MAC comes as its failure, so that it harms only who
         rests on it.
         """
         found: dict[tuple[Any, ...], R | IntegrityFailure] = {}
-        storable = [key for key in keys if all(is_storable(part) for part in key)]
-        for chunk in chunks(storable):
+        for chunk in chunks(list(keys)):
             wanted = tuple_(*self.key_columns).in_(chunk)
             for stored in connection.execute(select(self.table).where(wanted)).mappings():
                 key = tuple(stored[name] for name in self.keys)

@@ -22,7 +22,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sysconfig
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.canonical import b64url
-from broker.dev.child import die_with_parent
+from broker.dev.child import kill_child, start_child, stop_child
 from broker.errors import BrokerError, ConfigurationError, StoreUnavailable
 from broker.ports import Entropy
 from broker.storage.presign import Credentials
@@ -148,17 +147,12 @@ class Seaweed:
         _write_private(home / _IDENTITY, _identity_file(self._settings))
         # Made anew at each start: nothing outside this server process needs these keys.
         _write_private(home / "security.toml", _security_file(entropy))
-        with open(home / "log" / "out", "wb") as out:
-            self._child = subprocess.Popen(  # noqa: S603 - our own program and arguments, no shell
-                _command(self._settings),
-                cwd=home,
-                env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": str(home / "tmp")},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-                preexec_fn=die_with_parent,
-            )
+        self._child = start_child(
+            _command(self._settings),
+            cwd=home,
+            env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": str(home / "tmp")},
+            log=home / "log" / "out",
+        )
 
     @property
     def pid(self) -> int | None:
@@ -199,20 +193,13 @@ class Seaweed:
         child, self._child = self._child, None
         if child is None:
             return
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(timeout)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        stop_child(child, timeout=timeout)
         _clear_leftovers(self._settings)
 
     def kill(self) -> None:
         """End the server at once, as a power cut of the process would."""
         if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+            kill_child(self._child)
             self._child = None
             _clear_leftovers(self._settings)
 

@@ -19,12 +19,14 @@ class HeadKeeper:
         self._kept_size = -1
         self._kept_at = 0
 
-    def keep(self, *, now: int, force: bool = False) -> None:
-        """Keep the newest head if it grew and a second has passed.
+    def keep(self, *, force: bool = False) -> None:
+        """Keep the newest head if it grew and a second has passed, or at once with ``force``.
 
         Raises:
             RollbackDetected: The outside store has another head of that size.
+            LedgerUnavailable: It cannot be written: nothing more is released until it can.
         """
+        now = self._house.clock.now()
         if not force and now - self._kept_at < 1000:
             return
         if not self._lock.acquire(blocking=force):

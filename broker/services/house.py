@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from broker import jose, limits
 from broker.canonical import b64url
@@ -33,6 +33,13 @@ class TokenKeys:
     accepted: Mapping[str, dict[str, Any]]
 
 
+class KeepHead(Protocol):
+    """Keeps the newest signed head outside the database."""
+
+    def __call__(self, *, force: bool = False) -> None:
+        """Keep it if one is due, or, with ``force``, in any case."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class House:
     """The broker's parts, joined once by wiring."""
@@ -56,8 +63,8 @@ class House:
     nonces_required: bool = False
     protected_changes: bool = False
     """Whether changes that will need several people may be made by one (dev, unsafe_single_admin)."""
-    on_recorded: Callable[[], None] = lambda: None
-    """Called after each record, before its release: keeps signed heads outside; what it raises stops it."""
+    keep_head: KeepHead = lambda *, force=False: None  # noqa: ARG005 - the house before it is wired
+    """Keeps the newest signed head outside; called between record and release: what it raises stops it."""
     engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)
     """Parsed bundles by digest: immutable, so they never go stale (I15)."""
 

@@ -116,7 +116,7 @@ def record(house: House, draft: Draft, *, have: str | None = None) -> Recorded:
     if appended.index is None:
         raise LedgerUnavailable("a draft without an entry has no receipt")
     recorded = prove(house, appended, have=have, data=None if appended.repeated else draft.entries[0].data)
-    house.on_recorded()
+    house.keep_head()
     return recorded
 
 

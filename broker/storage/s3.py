@@ -293,7 +293,7 @@ def multipart_etag(etags: Sequence[str]) -> str | None:
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(etags)}"
 
 
-def ambient_credentials() -> CredentialSource:
+def chain_credentials() -> CredentialSource:
     """Credentials from botocore's own chain (environment, profile, web identity, instance role).
 
     They are refreshed by botocore before they expire; their real end bounds every URL (I06).

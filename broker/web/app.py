@@ -19,6 +19,7 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Response
 
 from broker import limits
+from broker.config import Settings, load_settings
 from broker.errors import (
     HTTP_STATUS,
     ConfigurationError,
@@ -32,7 +33,7 @@ from broker.services.house import House
 from broker.web import metrics, problems, requests
 from broker.web.calls import Call, Proof, Public, PublicCall, Route
 from broker.web.health import Readiness
-from broker.web.logs import describe_fault, get_logger
+from broker.web.logs import configure_logging, describe_fault, get_logger
 from broker.web.models import parse_body, parse_members
 from broker.web.public import PROTECTED_RESOURCE, base_url
 from broker.web.routes import ROUTES
@@ -62,7 +63,7 @@ class ExactRule(Rule):
 class BrokerApp(Flask):
     """Flask without what this API does not have: static files, sessions, redirects, implied methods."""
 
-    url_rule_class = ExactRule
+    url_rule_class: type[Rule] = ExactRule
 
 
 def create_app(
@@ -265,13 +266,25 @@ def _parse(house: House, route: Route, signed: authn.SignedRequest, values: Mapp
     return Call(house=house, request=signed, values=values, query=query, body=body)
 
 
+def build_app(settings: Settings) -> Flask:
+    """The application over the house that these settings describe.
+
+    Raises:
+        ConfigurationError: The house refuses to start.
+    """
+    # Database, store and policy engine are loaded here, after the fork, and not by who only imports this.
+    from broker.wiring import build_house
+
+    configure_logging()
+    return create_app(
+        build_house(settings), behind_proxy=settings.behind_proxy, open_metrics=settings.open_metrics
+    )
+
+
 def create_app_from_environment() -> Flask:
-    """The application over the house that the environment's settings describe.
+    """The application that the environment describes, for another WSGI server than ours.
 
     Raises:
         ConfigurationError: A setting is missing or wrong, or the house refuses to start.
     """
-    from broker.config import load_settings
-    from broker.web.server import create_configured_app
-
-    return create_configured_app(load_settings())
+    return build_app(load_settings())

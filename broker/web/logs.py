@@ -47,7 +47,7 @@ def describe_fault(exc: BaseException) -> list[dict[str, Any]]:
             "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
         }
         if isinstance(at, BrokerError):
-            link["what"] = at.what
+            link |= {"what": at.what, "why": at.why, "next": at.next}
         chain.append(link)
         at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
     return chain

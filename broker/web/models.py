@@ -30,7 +30,8 @@ def _parse_count(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=0, le=MAX_SAFE_INTEGER)]
-QueryCount = Annotated[Count, BeforeValidator(_parse_count)]
+QueryCount = Annotated[int, Field(ge=0, le=MAX_SAFE_INTEGER), BeforeValidator(_parse_count)]
+Page = Annotated[int, Field(ge=1, le=limits.MAX_PAGE), BeforeValidator(_parse_count)]
 RequestId = Annotated[str, Field(pattern=_UUID, description="a fresh UUID; the same one again is a retry")]
 Have = Annotated[
     str | None,
@@ -230,7 +231,7 @@ class ArtifactsQuery(Shape):
     """A page of the catalogue; ``after`` is the last artifact of the page before."""
 
     after: Name | None = None
-    limit: Annotated[QueryCount, Field(ge=1, le=limits.MAX_PAGE)] = limits.DEFAULT_PAGE
+    limit: Page = limits.DEFAULT_PAGE
 
 
 class EntriesQuery(Shape):
@@ -240,7 +241,7 @@ class EntriesQuery(Shape):
     since: Annotated[str, Field(max_length=64)] | None = None
     until: Annotated[str, Field(max_length=64)] | None = None
     after: QueryCount | None = None
-    limit: Annotated[QueryCount, Field(ge=1, le=limits.MAX_PAGE)] = limits.DEFAULT_PAGE
+    limit: Page = limits.DEFAULT_PAGE
 
 
 class LeavesQuery(Shape):
@@ -254,7 +255,7 @@ class LeavesQuery(Shape):
 class HashesQuery(Shape):
     """Hashes [start, stop) of complete subtrees of height ``level``."""
 
-    level: Annotated[QueryCount, Field(le=63)]
+    level: Annotated[int, Field(ge=0, le=63), BeforeValidator(_parse_count)]
     start: QueryCount
     stop: QueryCount
 

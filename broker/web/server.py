@@ -8,6 +8,7 @@ and as the development stack does for its child. SIGTERM drains: requests under 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -20,15 +21,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flask import Flask
-from gunicorn import util as gunicorn_util
+from gunicorn import util as gunicorn_util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.http import errors as http_errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from broker import limits
-from broker.errors import BrokerError, ConfigurationError, InternalError, MalformedRequest, TooLarge
-from broker.runtime import SystemEntropy
+from broker.config import Settings, load_settings
+from broker.errors import (
+    EXIT_CODE,
+    BrokerError,
+    ConfigurationError,
+    InternalError,
+    MalformedRequest,
+    TooLarge,
+)
 from broker.web import problems
 from broker.web.logs import configure_logging, describe_fault, get_logger
 
@@ -38,6 +46,10 @@ HEARTBEAT_SECONDS: Final = 60
 _MULTIPROC: Final = "PROMETHEUS_MULTIPROC_DIR"
 _FIELD_ROOM: Final = 256
 """Name and scheme beside the largest value of a header, an access token."""
+
+
+_CONNECTIONS: Final = itertools.count()
+"""Numbers what failed before it had an id; with the process id, one of a kind in a log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +86,7 @@ class BrokerWorker(ThreadWorker):  # type: ignore[misc]
         """
         del req, addr
         error = _error_of(exc)
-        request_id = SystemEntropy().uuid()
+        request_id = f"connection-{self.pid}-{next(_CONNECTIONS)}"
         if isinstance(error, InternalError):
             get_logger().error("a connection failed", request_id=request_id, fault=describe_fault(exc))
         else:
@@ -255,3 +267,38 @@ def serve(make_app: Callable[[], Flask], options: ServerOptions) -> None:
     finally:
         if metrics_dir is not None:
             shutil.rmtree(metrics_dir, ignore_errors=True)
+
+
+def run_server(settings: Settings) -> None:
+    """Serve as the settings say, until SIGTERM or SIGINT; see :func:`serve`.
+
+    Raises:
+        ConfigurationError: The application does not start.
+    """
+
+    def make_app() -> Flask:
+        from broker.web.app import build_app
+
+        return build_app(settings)
+
+    serve(
+        make_app,
+        ServerOptions(
+            host=settings.host, port=settings.port, workers=settings.workers, threads=settings.threads
+        ),
+    )
+
+
+def main() -> int:
+    """Serve as the environment says. Returns the exit status when the server does not start."""
+    configure_logging()
+    try:
+        run_server(load_settings())
+    except BrokerError as exc:
+        get_logger().error("the server does not start", fault=describe_fault(exc)[:1])
+        return EXIT_CODE[exc.code]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

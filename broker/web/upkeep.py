@@ -1,4 +1,4 @@
-"""Work that follows an answer instead of delaying it: keeping tree heads, sweeping dead uploads."""
+"""Work that follows an answer instead of delaying it: sweeping dead uploads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Final
 
 from broker.errors import BrokerError
 from broker.services import sweeping
-from broker.services.heads import HeadKeeper
 from broker.services.house import House
 from broker.web.logs import describe_fault, get_logger
 
@@ -20,15 +19,13 @@ class Upkeep:
 
     def __init__(self, house: House) -> None:
         self._house = house
-        self._keeper = HeadKeeper(house)
         self._lock = threading.Lock()
         self._swept_at = house.clock.now()
 
     def run(self) -> None:
-        """Keep the newest tree head if one is due, and sweep if it is time."""
+        """Sweep if it is time."""
         now = self._house.clock.now()
         try:
-            self._keeper.keep(now=now)
             if self._is_sweep_due(now):
                 sweeping.sweep(self._house)
         except BrokerError as exc:
@@ -37,7 +34,7 @@ class Upkeep:
     def finish(self) -> None:
         """Keep the newest tree head, due or not: the last thing that a process does."""
         try:
-            self._keeper.keep(now=self._house.clock.now(), force=True)
+            self._house.keep_head(force=True)
         except BrokerError as exc:
             _tell(exc)
 

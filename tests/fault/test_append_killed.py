@@ -18,6 +18,7 @@ from tests.databases import (
 @pytest.mark.parametrize("acknowledged", [1, 17, 60])
 def test_what_a_killed_writer_was_told_is_there(database_url: str, acknowledged: int) -> None:
     writer = start_writer(database_url, threads=4, count=1_000_000)
+    writer.wait()
     writer.go()
     told = [writer.read() for _ in range(acknowledged)]
     writer.kill()

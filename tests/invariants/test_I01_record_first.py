@@ -75,11 +75,11 @@ def test_I01_at_release_the_entry_is_durable_and_under_a_signed_head(world: Worl
 
 
 def test_I01_a_failing_outside_head_store_stops_the_release(world: World, ana: Person) -> None:
-    def fail() -> None:
+    def fail(*, force: bool = False) -> None:
         raise LedgerUnavailable("the outside store of tree heads cannot be written")
 
     issued = len(world.store.issued)
-    world.with_settings(on_recorded=fail)
+    world.with_settings(keep_head=fail)
     with pytest.raises(LedgerUnavailable):
         world.ask(ana, "acme/llama@v1")
     assert len(world.store.issued) == issued

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine, text
@@ -17,6 +18,7 @@ from tests.databases import (
     check_ledger,
     database_url,  # noqa: F401 - a fixture
     draft,
+    entry,
     intruder,  # noqa: F401 - a fixture
     open_store,
     store,  # noqa: F401 - a fixture
@@ -84,10 +86,6 @@ def test_I10_a_row_that_waits_where_the_broker_will_write_is_an_alarm(
     columns: str,
     values: str,
 ) -> None:
-    from dataclasses import replace
-
-    from tests.databases import entry
-
     run(intruder, f"INSERT INTO {table} ({columns}) VALUES ({values})")
     whole = replace(entry(), evidence=b"e", evidence_salt=b"s" * 32)
     with caplog.at_level(logging.CRITICAL, "broker.alarm"), pytest.raises(IntegrityFailure):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
 from broker.errors import BrokerError, IntegrityFailure
+from broker.model import Version
+from broker.services import releasing
 from tests.world import MIB, Person, World
 
 
@@ -49,6 +52,17 @@ def test_I19_a_relabelled_version_stays_closed(world: World, ana: Person) -> Non
     tamper(world, "UPDATE versions SET labels = '{\"tier\":\"standard\"}' WHERE name = 'secret'")
     with pytest.raises(IntegrityFailure):
         world.ask(reader, "acme/secret@v1")
+
+
+def test_I19_a_label_is_bound_into_the_wrap_too(world: World, ana: Person) -> None:
+    """Even where a row's MAC were genuine, a key wrapped under one tier does not open under another."""
+    with world.ledger.view() as view:
+        row = view.find(Version, "acme", "secret", "v1")
+    assert row is not None
+    assert len(world.house.custody.unwrap(row.wrapped_key, releasing.version_aad(row))) == 32
+    relabelled = replace(row, labels='{"tier":"standard"}')
+    with pytest.raises(IntegrityFailure):
+        world.house.custody.unwrap(row.wrapped_key, releasing.version_aad(relabelled))
 
 
 def test_I19_another_active_bundle_decides_nothing(world: World, ana: Person) -> None:

@@ -1,0 +1,120 @@
+"""How far a transfer is: bars for somebody at a terminal, a short line now and then for a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from broker.cli.output import Output, is_terminal, safe, size_text
+
+if TYPE_CHECKING:
+    from broker.client.progress import OnProgress, Progress
+
+_MOST_BARS: Final = 8
+"""Files that have a bar of their own at one time; the rest shows in the total."""
+_LINE_SECONDS: Final = 5.0
+_NAME_COLUMNS: Final = 32
+
+
+class Meter:
+    """Times a transfer and shows it. Its :attr:`on_progress` is called by one thread at a time."""
+
+    def __init__(self, out: Output, verb: str) -> None:
+        self._out = out
+        self._verb = verb
+        self._began = time.monotonic()
+        self._told = self._began
+        self._bars: _Bars | None = None
+        self._draw = is_terminal(sys.stderr) and not out.quiet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.close()
+
+    @property
+    def on_progress(self) -> OnProgress | None:
+        """Whom a transfer tells; nobody when quiet."""
+        if self._out.quiet:
+            return None
+        return self._show_bars if self._draw else self._tell_line
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._began
+
+    def summary(self, moved: int) -> str:
+        """``1.50 GiB in 3.2 s, 480 MiB/s``."""
+        seconds = max(self.seconds, 0.001)
+        return f"{size_text(moved)} in {seconds:.1f} s, {size_text(int(moved / seconds))}/s"
+
+    def _show_bars(self, step: Progress) -> None:
+        if self._bars is None:
+            self._bars = _Bars(self._verb, step.total)
+        self._bars.move(step)
+
+    def _tell_line(self, step: Progress) -> None:
+        now = time.monotonic()
+        if now - self._told < _LINE_SECONDS or step.total_done >= step.total:
+            return
+        self._told = now
+        share = 100 * step.total_done // max(step.total, 1)
+        self._out.say(f"{self._verb} {share}% of {size_text(step.total)} ({self.summary(step.total_done)})")
+
+
+class _Bars:
+    """A total at the bottom, and above it the files that are under way."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self._total = _bar(verb, total, position=0)
+        self._files: dict[str, Any] = {}
+        self._places = list(range(_MOST_BARS, 0, -1))
+
+    def move(self, step: Progress) -> None:
+        """Draw one step; tqdm itself sees to it that the screen is not drawn too often."""
+        self._total.update(step.total_done - self._total.n)
+        bar = self._files.get(step.path)
+        if step.done >= step.size:
+            if bar is not None:
+                self._end(step.path)
+            return
+        if bar is None:
+            if not self._places:
+                return
+            bar = self._files[step.path] = _bar(safe(step.path), step.size, position=self._places.pop())
+        bar.update(step.done - bar.n)
+
+    def _end(self, path: str) -> None:
+        bar = self._files.pop(path)
+        self._places.append(-bar.pos)
+        bar.close()
+
+    def close(self) -> None:
+        """Take the bars away; the summary that follows says what they said."""
+        for path in list(self._files):
+            self._end(path)
+        self._total.close()
+
+
+def _bar(name: str, total: int, *, position: int) -> Any:
+    from tqdm import tqdm
+
+    shown = name if len(name) <= _NAME_COLUMNS else f"…{name[1 - _NAME_COLUMNS :]}"
+    return tqdm(
+        desc=f"{shown:<{_NAME_COLUMNS}}",
+        total=total,
+        position=position,
+        leave=False,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )

@@ -1,0 +1,93 @@
+"""Options that several commands share, and the readings of their values."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+
+from broker import limits
+
+_SIZE: Final = re.compile(r"(\d{1,15})\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWER: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_RANGE: Final = re.compile(r"(\d{0,16})-(\d{0,16})")
+_MAX_JOBS: Final = 64
+
+
+class SizeType(click.ParamType):
+    """A number of bytes: ``1048576``, ``32MiB``, ``1GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes; units are powers of 1024 (``MiB``)."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(value.strip())
+        if found is None or (found[2] and not found[3]):
+            self.fail("a size is written like 32MiB, 1GiB or 1048576", param, ctx)
+        return int(found[1]) * 1024 ** _POWER[found[2].upper()]
+
+
+class RangeType(click.ParamType):
+    """Bytes of a file as HTTP counts them: ``A-B`` (both included), ``A-`` to the end, ``-N`` the last N."""
+
+    name = "range"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | None, int | None]:
+        """(first, last); None where the text has none."""
+        found = _RANGE.fullmatch(value)
+        if found is None or not (found[1] or found[2]):
+            self.fail("a range is A-B (both included), A- or -N", param, ctx)
+        first, last = (int(text) if text else None for text in found.groups())
+        if first is not None and last is not None and last < first:
+            self.fail("a range ends where it begins, or after", param, ctx)
+        return first, last
+
+
+def range_of(wanted: tuple[int | None, int | None] | None, size: int) -> tuple[int, int]:
+    """(start, stop) of a range in a file of ``size`` bytes; stop is not included.
+
+    Raises:
+        UsageError: It begins past the end.
+    """
+    from broker.errors import UsageError
+
+    if wanted is None:
+        return 0, size
+    first, last = wanted
+    if first is None:
+        return max(0, size - (last or 0)), size
+    if first >= size:
+        raise UsageError(f"the range begins past the end: the file has {size} bytes")
+    return first, size if last is None else min(size, last + 1)
+
+
+def include_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns as typed: one without ``/`` means a name anywhere (``*.json`` is ``**/*.json``)."""
+    return tuple(text if "/" in text or text == "**" else f"**/{text}" for text in patterns)
+
+
+def split_groups(values: tuple[str, ...]) -> list[str] | None:
+    """Values of a repeatable option, also separated by commas; an empty one clears, none leaves as it is."""
+    if not values:
+        return None
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+jobs_option = click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, _MAX_JOBS),
+    envvar="BROKER_JOBS",
+    help="Threads that move data; 4 unless BROKER_JOBS says otherwise.",
+)
+purpose_option = click.option(
+    "--purpose",
+    metavar="TEXT",
+    envvar="BROKER_PURPOSE",
+    help=f"Why; recorded, and a matter of policy (at most {limits.MAX_PURPOSE} bytes).",
+)

@@ -1,0 +1,54 @@
+"""Help for somebody at a terminal, drawn by rich-click. Imported only when help is shown there."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+from rich_click import RichCommand, RichContext, RichGroup
+
+_CONFIG: Final[dict[str, Any]] = {
+    "text_markup": None,
+    "max_width": 100,
+    "style_option": "bold cyan",
+    "style_commands_table_column_width_ratio": (1, 4),
+}
+
+
+def render_help(command: click.Command, ctx: click.Context) -> str:
+    """The same help that click writes, with panels and colour.
+
+    The command itself stays a plain click command; what is drawn is a copy of its names and texts.
+    """
+    copy = _copy(command, ctx)
+    parent = RichContext(RichGroup(name="broker"), info_name=_parent_path(ctx)) if ctx.parent else None
+    rich_ctx = RichContext(copy, info_name=ctx.info_name, parent=parent, rich_help_config=_CONFIG)
+    return copy.get_help(rich_ctx)
+
+
+def _parent_path(ctx: click.Context) -> str:
+    return ctx.parent.command_path if ctx.parent else ""
+
+
+def _copy(command: click.Command, ctx: click.Context) -> RichCommand:
+    shared: dict[str, Any] = {
+        "name": command.name,
+        "params": command.params,
+        "help": command.help,
+        "epilog": command.epilog,
+        "context_settings": command.context_settings,
+    }
+    if not isinstance(command, click.Group):
+        return RichCommand(**shared)
+    group = RichGroup(**shared)
+    for name in command.list_commands(ctx):
+        group.add_command(click.Command(name, short_help=_short_help(command, ctx, name)), name)
+    return group
+
+
+def _short_help(group: click.Group, ctx: click.Context, name: str) -> str:
+    places = getattr(group, "places", {})
+    if name in places:
+        return str(places[name].help)
+    found = group.get_command(ctx, name)
+    return "" if found is None else found.get_short_help_str(80)

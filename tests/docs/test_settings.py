@@ -1,0 +1,64 @@
+"""The configuration page lists every setting, with its variable, default and meaning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from broker import config, limits
+
+PAGE = Path(__file__).parents[2] / "docs" / "operations" / "configuration.md"
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _settings(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None or field.default == ():
+        return "-"
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
+    return f"`{field.default}`"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    variable = config.PREFIX + name.replace(".", "__").upper()
+    return f"| `{name}` | `{variable}` | {_default(field)} | {field.description} |"
+
+
+def test_every_setting_is_on_the_page_as_it_is() -> None:
+    page = PAGE.read_text().splitlines()
+    missing = [row for name, field in _settings(config.Settings) if (row := _row(name, field)) not in page]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_page_has_no_other_setting() -> None:
+    known = {name for name, _ in _settings(config.Settings)}
+    listed = re.findall(r"^\| `([a-z_.]+)` \| `BROKER_", PAGE.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(known)
+
+
+def test_every_refusal_is_on_the_page() -> None:
+    source = Path(config.__file__).read_text()
+    codes = re.findall(r'"([a-z]+(?:-[a-z]+)+)"', source[source.index("def find_refusals") :])
+    assert len(codes) == 9
+    listed = re.findall(r"^\| `([a-z-]+)` \| (?!`)", PAGE.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(codes)
+
+
+def test_the_lease_window_is_explained_with_its_bounds() -> None:
+    page = PAGE.read_text()
+    assert f"{limits.SEGMENT_SIZE}" in page
+    assert f"{limits.MAX_LEASE_BYTES}" in page
