@@ -74,27 +74,28 @@ class _Bars:
 
     def __init__(self, verb: str, total: int) -> None:
         self._total = _bar(verb, total, position=0)
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, int]] = {}
         self._places = list(range(_MOST_BARS, 0, -1))
 
     def move(self, step: Progress) -> None:
         """Draw one step; tqdm itself sees to it that the screen is not drawn too often."""
         self._total.update(step.total_done - self._total.n)
-        bar = self._files.get(step.path)
         if step.done >= step.size:
-            if bar is not None:
-                self._end(step.path)
+            self._end(step.path)
             return
-        if bar is None:
+        if step.path not in self._files:
             if not self._places:
                 return
-            bar = self._files[step.path] = _bar(safe(step.path), step.size, position=self._places.pop())
+            place = self._places.pop()
+            self._files[step.path] = (_bar(safe(step.path), step.size, position=place), place)
+        bar, _ = self._files[step.path]
         bar.update(step.done - bar.n)
 
     def _end(self, path: str) -> None:
-        bar = self._files.pop(path)
-        self._places.append(-bar.pos)
-        bar.close()
+        if path in self._files:
+            bar, place = self._files.pop(path)
+            self._places.append(place)
+            bar.close()
 
     def close(self) -> None:
         """Take the bars away; the summary that follows says what they said."""

@@ -161,4 +161,4 @@ def select_files(
     if not chosen:
         raise NotFound(f"no file of {version.ref} matches", next=f"broker ls {version.ref}")
     files = (version.manifest.files[at] for at in chosen)
-    return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files]
+    return [{"path": file.path, "size": file.size, "sha256": file.sha256.hex()} for file in files]

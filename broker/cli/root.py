@@ -34,19 +34,27 @@ _DATA, _ACCESS, _LEDGER, _ADMIN, _SERVER, _SHELL = (
 
 PLACES: Final[dict[str, Place]] = {
     "ls": Place(
-        target="broker.cli.catalogue:ls", help="List artifacts, versions, or files of a version.", section=_DATA
+        target="broker.cli.catalogue:ls",
+        help="List artifacts, versions, or files of a version.",
+        section=_DATA,
     ),
     "info": Place(
         target="broker.cli.catalogue:info", help="Show a version, its trust path verified.", section=_DATA
     ),
     "get": Place(target="broker.cli.get:get", help="Fetch a version, or some files of it.", section=_DATA),
-    "put": Place(target="broker.cli.put:put", help="Publish a file or folder as a new version.", section=_DATA),
-    "cat": Place(target="broker.cli.cat:cat", help="Write one file, or a range of it, to stdout.", section=_DATA),
+    "put": Place(
+        target="broker.cli.put:put", help="Publish a file or folder as a new version.", section=_DATA
+    ),
+    "cat": Place(
+        target="broker.cli.cat:cat", help="Write one file, or a range of it, to stdout.", section=_DATA
+    ),
     "verify": Place(
         target="broker.cli.verify:verify", help="Compare local files with what was published.", section=_DATA
     ),
     "login": Place(
-        target="broker.cli.access:login", help="Enrol this machine's key with a one-time code.", section=_ACCESS
+        target="broker.cli.access:login",
+        help="Enrol this machine's key with a one-time code.",
+        section=_ACCESS,
     ),
     "whoami": Place(
         target="broker.cli.access:whoami", help="Show principal, keys, groups and token.", section=_ACCESS
@@ -54,7 +62,9 @@ PLACES: Final[dict[str, Place]] = {
     "can": Place(
         target="broker.cli.access:can", help="Ask whether something is allowed, and why.", section=_ACCESS
     ),
-    "token": Place(target="broker.cli.token:token", help="Look at access tokens, revoke them.", section=_ACCESS),
+    "token": Place(
+        target="broker.cli.token:token", help="Look at access tokens, revoke them.", section=_ACCESS
+    ),
     "ledger": Place(
         target="broker.cli.ledger:ledger", help="Search, show, prove and verify the ledger.", section=_LEDGER
     ),
@@ -64,12 +74,8 @@ PLACES: Final[dict[str, Place]] = {
     "admin": Place(
         target="broker.cli.admin:admin", help="Principals, collections, revocations, upkeep.", section=_ADMIN
     ),
-    "serve": Place(
-        target="broker.cli.server:serve", help="Run the production server.", section=_SERVER
-    ),
-    "dev": Place(
-        target="broker.cli.server:dev", help="Run a whole broker on this machine.", section=_SERVER
-    ),
+    "serve": Place(target="broker.cli.server:serve", help="Run the production server.", section=_SERVER),
+    "dev": Place(target="broker.cli.server:dev", help="Run a whole broker on this machine.", section=_SERVER),
     "demo": Place(
         target="broker.cli.server:demo", help="Tell the whole story with a real checkpoint.", section=_SERVER
     ),

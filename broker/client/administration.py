@@ -126,6 +126,7 @@ class Administration:
         text = self._session.access_token() if token is None else token
         return self._session.oauth_form("/oauth/introspect", {"token": text})
 
-    def revoke_token(self, token: str) -> None:
-        """RFC 7009: end one of the caller's own tokens."""
-        self._session.oauth_form("/oauth/revoke", {"token": token})
+    def revoke_token(self, token: str | None = None) -> None:
+        """RFC 7009: end one of the caller's own tokens; the current one without ``token``."""
+        text = self._session.access_token() if token is None else token
+        self._session.oauth_form("/oauth/revoke", {"token": text})

@@ -136,7 +136,9 @@ class S3Store:
                 if held is None or part["LastModified"] >= held["LastModified"]:
                     newest[part["PartNumber"]] = part
             if not page.get("IsTruncated") or not listed:
-                return [(number, _etag(part["ETag"]), part["Size"]) for number, part in sorted(newest.items())]
+                return [
+                    (number, _etag(part["ETag"]), part["Size"]) for number, part in sorted(newest.items())
+                ]
             marker = max(part["PartNumber"] for part in listed)
 
     def head(self, name: str) -> ObjectInfo | None:

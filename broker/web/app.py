@@ -65,6 +65,10 @@ class BrokerApp(Flask):
 
     url_rule_class: type[Rule] = ExactRule
 
+    def log_exception(self, exc_info: Any) -> None:
+        """What failed outside every handler: types and places, not the text that Flask would print (I11)."""
+        get_logger().error("a request failed badly", fault=describe_fault(exc_info[1]))
+
 
 def create_app(
     house: House,
@@ -144,6 +148,7 @@ class _Door:
         """Give the request an id, and refuse what has two readings before anything is routed."""
         g.request_id = self._house.entropy.uuid()
         g.began = self._house.clock.now()
+        g.anonymous = True
         environ = flask_request.environ
         requests.read_target(environ)
         requests.check_headers(environ)
@@ -170,6 +175,7 @@ class _Door:
             and not requests.is_local(environ, behind_proxy=self._behind_proxy)
         ):
             raise NoSuchRoute
+        g.anonymous = False
         handler: Any = route.handler
         return handler(self._public)
 
@@ -181,6 +187,8 @@ class _Door:
             most=route.most,
             behind_proxy=self._behind_proxy,
         )
+        # From here on the use case says who it is: a 401 is junk, whatever else it refuses is not.
+        g.anonymous = False
         # A body of megabytes is parsed only for somebody who is known (I17).
         if len(signed.body) > limits.MAX_BODY:
             self._check_caller(route, signed)
@@ -215,6 +223,8 @@ class _Door:
             )
         route = self._routes.get(flask_request.endpoint or "")
         metrics.count_refusal(route=_name(route), code=error.code)
+        if g.anonymous or HTTP_STATUS[error.code] == 401:
+            self.upkeep.junk.count(error.code)
         if route is not None and route.form:
             refusal = problems.oauth_problem_of(
                 error,
@@ -242,8 +252,7 @@ class _Door:
         method = flask_request.method
         metrics.count_request(route=route, method=method, status=response.status_code, ms=ms)
         get_logger().info("request", request_id=g.request_id, route=route, status=response.status_code, ms=ms)
-        if method != "GET" and response.status_code < 400:
-            response.call_on_close(self.upkeep.run)
+        response.call_on_close(self.upkeep.run)
         return response
 
 

@@ -1,13 +1,14 @@
-"""Work that follows an answer instead of delaying it: sweeping dead uploads."""
+"""Work that follows an answer instead of delaying it: the summary of junk, dead uploads, the last tree head."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
-from broker.errors import BrokerError
-from broker.services import sweeping
 from broker.services.house import House
+from broker.services.junk import JunkMeter
+from broker.services.sweeping import sweep
 from broker.web.logs import describe_fault, get_logger
 
 SWEEP_MS: Final = 60_000
@@ -15,28 +16,28 @@ SWEEP_MS: Final = 60_000
 
 
 class Upkeep:
-    """Runs after answers, in the thread that gave them. A failure is logged and changes no answer."""
+    """Runs after answers, in the thread that gave them. A failure is logged and changes no answer.
+
+    Attributes:
+        junk: Counts the requests that nobody is known to have made.
+    """
 
     def __init__(self, house: House) -> None:
         self._house = house
         self._lock = threading.Lock()
         self._swept_at = house.clock.now()
+        self.junk = JunkMeter(house)
 
     def run(self) -> None:
-        """Sweep if it is time."""
-        now = self._house.clock.now()
-        try:
-            if self._is_sweep_due(now):
-                sweeping.sweep(self._house)
-        except BrokerError as exc:
-            _tell(exc)
+        """Record the junk of the last minute, and sweep uploads that ran out: each when it is time."""
+        _attempt("summary of junk", self.junk.summarise)
+        if self._is_sweep_due(self._house.clock.now()):
+            _attempt("sweep", lambda: sweep(self._house))
 
     def finish(self) -> None:
-        """Keep the newest tree head, due or not: the last thing that a process does."""
-        try:
-            self._house.keep_head(force=True)
-        except BrokerError as exc:
-            _tell(exc)
+        """Record the junk that is left and keep the newest tree head: the last thing that a process does."""
+        _attempt("summary of junk", lambda: self.junk.summarise(force=True))
+        _attempt("last tree head", lambda: self._house.keep_head(force=True))
 
     def _is_sweep_due(self, now: int) -> bool:
         with self._lock:
@@ -46,5 +47,8 @@ class Upkeep:
             return True
 
 
-def _tell(exc: BrokerError) -> None:
-    get_logger().error("upkeep failed", code=exc.code, fault=describe_fault(exc))
+def _attempt(what: str, work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception as exc:  # the answer is out: whatever this is, there is nobody left to tell it to
+        get_logger().error("upkeep failed", what=what, fault=describe_fault(exc))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,12 @@ class Stack:
     def add(self, id: str, *, roles: tuple[str, ...] = ("engineer",), groups: tuple[str, ...] = ()) -> Client:
         return self.client(self.world.add(id, roles=roles, groups=groups), id.replace(":", "-"))
 
+    def add_without_login(self, id: str) -> Client:
+        """A principal whose key is enrolled over HTTP: nothing was asked for in its name yet."""
+        admin = Client(self.profile(self.world.admin, "admin"))
+        made = admin.admin.add_principal(id)
+        return Client.login(self.url, made["enrolment_code"], folder=self.folder / id)
+
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
@@ -82,21 +90,51 @@ class Stack:
 
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    for name in [name for name in os.environ if name.startswith("BROKER_")]:
-        monkeypatch.delenv(name)
+    """A broker of the test's own, for tests that change it for good."""
+    _forget_environment(monkeypatch)
     made = Stack(tmp_path)
     yield made
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A broker for all tests of a module: they bring principals and versions of their own."""
+    made = Stack(tmp_path_factory.mktemp("stack"))
+    yield made
+    made.stop()
+
+
+def restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    """A shared broker as it was: its store's objects, faults and settings."""
+    _forget_environment(monkeypatch)
+    house, host, objects = stack.world.house, stack.store.host, dict(stack.store.objects)
+    stack.store.gets.clear()
+    stack.store.puts.clear()
+    stack.store.faults = deque()
+    stack.store.on_get = None
+    yield stack
+    stack.store.host, stack.store.objects = host, {**stack.store.objects, **objects}
+    stack.apply(**vars(house))
+
+
+def _forget_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("BROKER_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def publisher(stack: Stack) -> Client:
-    return stack.add("pia", roles=("publisher", "engineer"), groups=("acme",))
+    return stack.add(f"pia{next(_NUMBER)}", roles=("publisher", "engineer"), groups=("acme",))
 
 
 @pytest.fixture
 def reader(stack: Stack, publisher: Client) -> Client:
-    return stack.add("ana", groups=("acme",))
+    del publisher
+    return stack.add(f"ana{next(_NUMBER)}", groups=("acme",))
+
+
+_NUMBER = itertools.count()
 
 
 def make_tree(root: Path, files: dict[str, bytes]) -> Path:

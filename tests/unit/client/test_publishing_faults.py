@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,25 @@ from broker.client import sending
 from broker.client.sdk import Client
 from broker.client.uploads import UploadJournal
 from broker.errors import Conflict, InvalidRequest, StoreUnavailable, Unreachable, UsageError
-from tests.unit.client.conftest import MIB, Stack, make_tree, tree
+from tests.unit.client.conftest import MIB, Stack, make_tree, restored, tree
 
 BIG = os.urandom(17 * MIB + 5)
 FILES = {"big.bin": BIG, "a.txt": b"alpha", "list.bin": os.urandom(2 * MIB)}
-REF = "acme/llama@v1"
+ARTIFACT = "acme/puts"
+
+
+@pytest.fixture
+def stack(shared_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    yield from restored(shared_stack, monkeypatch)
+
+
+@pytest.fixture
+def ref() -> str:
+    """A version of the test's own."""
+    return f"{ARTIFACT}@v{next(_NUMBER)}"
+
+
+_NUMBER = itertools.count()
 
 
 @pytest.fixture(autouse=True)
@@ -24,33 +40,32 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "FIRST_PAUSE", 0.001)
 
 
-def check(reader: Client, out: Path, files: dict[str, bytes] = FILES) -> None:
-    reader.fetch(REF, out)
+def check(reader: Client, ref: str, out: Path, files: dict[str, bytes] = FILES) -> None:
+    reader.fetch(ref, out)
     assert tree(out) == files
 
 
 @pytest.mark.parametrize("fault", ["503", "403", "lost-answer"])
 def test_passing_trouble_is_retried(
-    stack: Stack, publisher: Client, reader: Client, tmp_path: Path, fault: str
+    stack: Stack, publisher: Client, reader: Client, ref: str, tmp_path: Path, fault: str
 ) -> None:
     stack.store.faults.extend([fault] * 3)
-    publisher.publish(make_tree(tmp_path / "src", FILES), REF, extent_size=MIB)
-    check(reader, tmp_path / "out")
+    publisher.publish(make_tree(tmp_path / "src", FILES), ref, extent_size=MIB)
+    check(reader, ref, tmp_path / "out")
 
 
 def test_a_run_that_was_cut_off_resumes(
-    stack: Stack, publisher: Client, reader: Client, tmp_path: Path
+    stack: Stack, publisher: Client, reader: Client, ref: str, tmp_path: Path
 ) -> None:
     source = make_tree(tmp_path / "src", FILES)
-    stack.store.faults.extend(["200"] * 0 + ["503"] * 0)
     _fail_after(stack, 3)
     with pytest.raises(Unreachable):
-        publisher.publish(source, REF, extent_size=MIB, jobs=1)
+        publisher.publish(source, ref, extent_size=MIB, jobs=1)
     stack.store.faults.clear()
     sent = list(stack.store.puts)
-    publisher.publish(source, REF, extent_size=MIB)
+    publisher.publish(source, ref, extent_size=MIB)
     assert len(stack.store.puts) < 2 * len(sent) + 5
-    check(reader, tmp_path / "out")
+    check(reader, ref, tmp_path / "out")
     assert list((publisher.profile.folder / "uploads").iterdir()) == []
 
 
@@ -75,51 +90,51 @@ def _fail_after(stack: Stack, count: int) -> None:
 
 
 def test_content_that_changed_between_runs_is_sent_anew(
-    stack: Stack, publisher: Client, reader: Client, tmp_path: Path
+    stack: Stack, publisher: Client, reader: Client, ref: str, tmp_path: Path
 ) -> None:
     """The store holds parts of the old content; they must not end up in the version (I20)."""
     source = make_tree(tmp_path / "src", FILES)
     _fail_after(stack, 4)
     with pytest.raises(Unreachable):
-        publisher.publish(source, REF, extent_size=MIB, jobs=1)
+        publisher.publish(source, ref, extent_size=MIB, jobs=1)
     stack.store.faults.clear()
     changed = {path: bytes(len(data)) for path, data in FILES.items()}
     make_tree(source, changed)
-    publisher.publish(source, REF, extent_size=MIB)
-    check(reader, tmp_path / "out", changed)
+    publisher.publish(source, ref, extent_size=MIB)
+    check(reader, ref, tmp_path / "out", changed)
 
 
 def test_a_lost_journal_means_a_new_upload(
-    stack: Stack, publisher: Client, reader: Client, tmp_path: Path
+    stack: Stack, publisher: Client, reader: Client, ref: str, tmp_path: Path
 ) -> None:
     source = make_tree(tmp_path / "src", FILES)
     _fail_after(stack, 4)
     with pytest.raises(Unreachable):
-        publisher.publish(source, REF, extent_size=MIB, jobs=1)
+        publisher.publish(source, ref, extent_size=MIB, jobs=1)
     stack.store.faults.clear()
     for path in (publisher.profile.folder / "uploads").iterdir():
         path.unlink()
-    publisher.publish(source, REF, extent_size=MIB)
-    check(reader, tmp_path / "out")
+    publisher.publish(source, ref, extent_size=MIB)
+    check(reader, ref, tmp_path / "out")
 
 
-def test_a_store_that_takes_nothing(stack: Stack, publisher: Client, tmp_path: Path) -> None:
+def test_a_store_that_takes_nothing(stack: Stack, publisher: Client, ref: str, tmp_path: Path) -> None:
     stack.store.faults.extend(["403"] * 500)
     with pytest.raises(StoreUnavailable):
-        publisher.publish(make_tree(tmp_path / "src", FILES), REF)
+        publisher.publish(make_tree(tmp_path / "src", FILES), ref)
 
 
-def test_a_file_that_changes_while_it_is_read(publisher: Client, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read(publisher: Client, ref: str, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "src", FILES)
 
     def touch(step: Any) -> None:
         (source / "big.bin").write_bytes(os.urandom(len(BIG)))
 
     with pytest.raises(Conflict, match="changed while it was read"):
-        publisher.publish(source, REF, extent_size=MIB, jobs=1, on_progress=touch)
+        publisher.publish(source, ref, extent_size=MIB, jobs=1, on_progress=touch)
 
 
-def test_bytes_that_change_without_a_trace_are_noticed(publisher: Client, tmp_path: Path) -> None:
+def test_bytes_that_change_without_a_trace_are_noticed(publisher: Client, ref: str, tmp_path: Path) -> None:
     """Same size, inode and time: only the comparison of the two passes can tell."""
     source = make_tree(tmp_path / "src", {"a.bin": bytes(9 * MIB), "b.bin": bytes(9 * MIB)})
     times = os.stat(source / "b.bin")
@@ -140,7 +155,7 @@ def test_bytes_that_change_without_a_trace_are_noticed(publisher: Client, tmp_pa
     listed = publisher.profile
     assert listed is not None
     with pytest.raises(Conflict, match="changed"):
-        publisher.publish(source, REF, extent_size=MIB, jobs=1, on_progress=edit)
+        publisher.publish(source, ref, extent_size=MIB, jobs=1, on_progress=edit)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +170,11 @@ def test_bytes_that_change_without_a_trace_are_noticed(publisher: Client, tmp_pa
     ],
     ids=["symlink", "folder-symlink", "fifo", "case", "newline", "backslash"],
 )
-def test_what_cannot_be_published(publisher: Client, tmp_path: Path, make: Any) -> None:
+def test_what_cannot_be_published(publisher: Client, ref: str, tmp_path: Path, make: Any) -> None:
     source = make_tree(tmp_path / "src", {"a.txt": b"a"})
     make(source)
     with pytest.raises((UsageError, InvalidRequest)):
-        publisher.publish(source, REF)
+        publisher.publish(source, ref)
 
 
 @pytest.mark.parametrize("ref", ["acme/llama", "acme/llama@v1/path", "acme/llama@sha256:" + "0" * 64])
@@ -168,18 +183,16 @@ def test_a_publisher_names_a_version(publisher: Client, tmp_path: Path, ref: str
         publisher.publish(make_tree(tmp_path / "src", {"a": b"a"}), ref)
 
 
-def test_empty_and_missing_folders(publisher: Client, tmp_path: Path) -> None:
+def test_empty_and_missing_folders(publisher: Client, ref: str, tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UsageError):
-            publisher.publish(path / "x" if path == tmp_path else path, REF)
+            publisher.publish(path / "x" if path == tmp_path else path, ref)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no file"):
-        publisher.publish(tmp_path / "empty", REF)
+        publisher.publish(tmp_path / "empty", ref)
 
 
-def test_the_state_of_a_download_is_not_published(
-    publisher: Client, reader: Client, tmp_path: Path
-) -> None:
+def test_the_state_of_a_download_is_not_published(publisher: Client, reader: Client, tmp_path: Path) -> None:
     publisher.publish(make_tree(tmp_path / "src", {"a.txt": b"a"}), "acme/one@v1")
     reader.fetch("acme/one@v1", tmp_path / "out")
     made = publisher.publish(tmp_path / "out", "acme/two@v1")

@@ -5,23 +5,29 @@ from __future__ import annotations
 import io
 import os
 import random
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from broker.client import ranges
 from broker.client.sdk import Client
 from broker.errors import IntegrityFailure, InvalidRequest, NotFound, Unreachable
-from tests.unit.client.conftest import MIB, Stack, make_tree
+from tests.unit.client.conftest import MIB, Stack, make_tree, restored
 
 BIG = os.urandom(9 * MIB + 77)
 FILES = {"big.bin": BIG, "small [x].txt": b"hello", "empty": b""}
-REF = "acme/llama@v1"
+REF = "acme/ranges@v1"
 
 
-@pytest.fixture(autouse=True)
-def _published(publisher: Client, tmp_path: Path) -> None:
-    publisher.publish(make_tree(tmp_path / "src", FILES), REF, extent_size=4 * MIB)
+@pytest.fixture
+def stack(shared_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    yield from restored(shared_stack, monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _published(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    publisher = shared_stack.add("first", roles=("publisher", "engineer"), groups=("acme",))
+    publisher.publish(make_tree(tmp_path_factory.mktemp("src"), FILES), REF, extent_size=4 * MIB)
 
 
 def test_reading_in_order(stack: Stack, reader: Client) -> None:

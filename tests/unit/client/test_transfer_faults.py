@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,26 @@ from broker.errors import (
     Unreachable,
     UsageError,
 )
-from tests.unit.client.conftest import MIB, Stack, make_tree, tree
+from tests.unit.client.conftest import MIB, Stack, make_tree, restored, tree
 
 BIG = os.urandom(6 * MIB + 321)
 FILES = {"big.bin": BIG, "small.txt": b"hello"}
-REF = "acme/llama@v1"
+REF = "acme/faults@v1"
+
+
+@pytest.fixture
+def stack(shared_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    yield from restored(shared_stack, monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _published(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    publisher = shared_stack.add("first", roles=("publisher", "engineer"), groups=("acme",))
+    publisher.publish(make_tree(tmp_path_factory.mktemp("src"), FILES), REF, extent_size=MIB)
 
 
 @pytest.fixture(autouse=True)
-def _published(stack: Stack, publisher: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publisher.publish(make_tree(tmp_path / "src", FILES), REF, extent_size=MIB)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
 
 
@@ -53,7 +63,9 @@ def test_stray_bytes_after_an_answer_never_become_data(stack: Stack, reader: Cli
     assert tree(tmp_path / "out") == FILES
 
 
-@pytest.mark.parametrize("fault", ["wrong-range", "short-range", "whole", "416", "chunked", "two-lengths", "endless-head"])
+@pytest.mark.parametrize(
+    "fault", ["wrong-range", "short-range", "whole", "416", "chunked", "two-lengths", "endless-head"]
+)
 def test_another_answer_than_was_asked_for_is_refused(
     stack: Stack, reader: Client, tmp_path: Path, fault: str
 ) -> None:
@@ -135,9 +147,7 @@ def test_ctrl_c_leaves_a_resumable_state(stack: Stack, reader: Client, tmp_path:
 
 
 @pytest.mark.parametrize("place", [0, 5, 41, 500_000, -1])
-def test_a_tampered_object_leaves_nothing(
-    stack: Stack, reader: Client, tmp_path: Path, place: int
-) -> None:
+def test_a_tampered_object_leaves_nothing(stack: Stack, reader: Client, tmp_path: Path, place: int) -> None:
     out = tmp_path / "out"
     name = max(stack.store.objects, key=lambda n: len(stack.store.objects[n]))
     data = bytearray(stack.store.objects[name])
@@ -186,7 +196,7 @@ def test_revoking_the_grant_stops_it_in_the_middle(stack: Stack, reader: Client,
     def revoke(name: str) -> None:
         if not done.is_set():
             done.set()
-            [row] = [row for row in _entries(stack) if row["type"] == "grant"]
+            row = [row for row in _entries(stack) if row["type"] == "grant"][-1]
             admin.admin.revoke("grant", row["grant"])
 
     stack.store.on_get = revoke

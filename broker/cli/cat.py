@@ -1,0 +1,81 @@
+"""``cat``: one file of a version, or a range of its bytes, to stdout."""
+
+from __future__ import annotations
+
+import os
+from typing import IO, Final
+
+import click
+
+from broker.cli.command import BrokerCommand, Invocation
+from broker.cli.options import RangeType, purpose_option, range_of
+from broker.cli.output import to_bytes_stream
+
+_PIECE: Final = 1024 * 1024
+_MOST_IN_JSON: Final = 64 * _PIECE
+
+
+@click.command(
+    cls=BrokerCommand,
+    examples=(
+        "broker cat acme/llama-7b@step-1000/config.json",
+        "broker cat acme/llama-7b/model.safetensors --range 0-1023 | xxd",
+        "broker cat acme/web-text@2026-11/part-0.jsonl --range -4096",
+    ),
+)
+@click.argument("ref", metavar="REF/PATH")
+@click.option("--range", "wanted", type=RangeType(), metavar="A-B", help="Bytes A to B, both included.")
+@purpose_option
+@click.pass_obj
+def cat(
+    call: Invocation, ref: str, *, wanted: tuple[int | None, int | None] | None, purpose: str | None
+) -> None:
+    """Write one file of a version to stdout; every byte is verified before it is written.
+
+    A range fetches only what it needs: A-B, A- to the end, -N the last N bytes. The bytes come as they
+    are; -o json, jsonl or csv wraps them as base64url (at most 64 MiB).
+    """
+    from broker.errors import InvalidRequest
+    from broker.names import parse_ref
+
+    parsed = parse_ref(ref)
+    if parsed.path is None:
+        raise InvalidRequest(
+            "this needs one file: collection/name[@version]/path", next=f"broker ls {parsed}@VERSION"
+        )
+    with call.client.open(parsed, purpose=purpose) as file:
+        start, stop = range_of(wanted, file.seek(0, os.SEEK_END))
+        file.seek(start)
+        if call.out.format == "text" or not _format_is_flag():
+            _copy(file, stop - start)
+            return
+        call.out.record(_record(str(parsed), file, start, stop), ())
+
+
+def _format_is_flag() -> bool:
+    # BROKER_OUTPUT is about lists and records; bytes become text only when the command line says so.
+    ctx = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    return given in (ctx.get_parameter_source("output"), ctx.get_parameter_source("as_json"))
+
+
+def _copy(file: IO[bytes], left: int) -> None:
+    sink = to_bytes_stream()
+    while left and (piece := file.read(min(left, _PIECE))):
+        sink.write(piece)
+        left -= len(piece)
+    sink.flush()
+
+
+def _record(ref: str, file: IO[bytes], start: int, stop: int) -> dict[str, object]:
+    from broker.canonical import b64url
+    from broker.errors import UsageError
+
+    if stop - start > _MOST_IN_JSON:
+        raise UsageError(
+            "this is too much to be wrapped",
+            why="at most 64 MiB",
+            next="leave -o out for the bytes themselves",
+        )
+    data = file.read(stop - start)
+    return {"ref": ref, "offset": start, "bytes": len(data), "data": b64url(data)}
