@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from broker.drafts import Appended, Draft
 from broker.errors import BrokerError
-from broker.model import Appended, Draft, IndexRow, Query, Tail
+from broker.model import IndexRow, Query, Tail
 
 R = TypeVar("R")
 

@@ -16,14 +16,13 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from broker.db import LedgerStore, open_engine, upgrade
 from broker.db.engine import parse_database_url
+from broker.drafts import Appended, Draft, NewEntry, ProofUse, RequestKey
 from broker.ledger import merkle
 from broker.model import (
     ActiveBundle,
-    Appended,
     Artifact,
     BundleRow,
     Collection,
-    Draft,
     Enrolment,
     Grant,
     Group,
@@ -31,10 +30,7 @@ from broker.model import (
     Key,
     Lease,
     ManifestRow,
-    NewEntry,
     Principal,
-    ProofUse,
-    RequestKey,
     Token,
     Upload,
     Version,

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 
-from broker.model import Charge
+from broker.drafts import Charge
 from tests.databases import draft, open_store, proof, request
 
 

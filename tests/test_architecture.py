@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "broker"
 
-WORDS = {"errors", "limits", "names", "canonical", "jose", "model", "ports"}
+WORDS = {"errors", "limits", "names", "canonical", "jose", "model", "drafts", "ports"}
 RULES = {"identity", "policy", "envelope", "ledger"}
 SERVICE = {"services"}
 HANDS = {"db", "storage", "keys", "runtime", "sandbox"}

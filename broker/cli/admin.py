@@ -30,7 +30,10 @@ _KINDS = ("grant", "principal", "token", "key")
     ),
 )
 def admin() -> None:
-    """Administration. doctor and migrate run on the server, with its settings; the rest from anywhere."""
+    """Administer principals, collections, revocations.
+
+    doctor and migrate run on the server, with its settings; the rest from anywhere.
+    """
 
 
 admin.add_command(principal)
@@ -49,8 +52,11 @@ admin.add_command(collection)
 @click.option("--token", metavar="ID", help="End an access token.")
 @click.option("--key", metavar="JKT", help="End one enrolled key.")
 @click.pass_obj
-def revoke(call: Invocation, **named: str | None) -> None:
-    """End a grant, principal, token or key; holds on every replica from the next request on."""
+def revoke(call: Invocation, /, **named: str | None) -> None:
+    """End a grant, principal, token or key.
+
+    It holds on every replica from the next request on.
+    """
     given = [(kind, id) for kind in _KINDS if (id := named[kind]) is not None]
     if len(given) != 1:
         raise click.UsageError(
@@ -65,9 +71,10 @@ def revoke(call: Invocation, **named: str | None) -> None:
 @click.pass_obj
 @needs_server
 def doctor(call: Invocation) -> None:
-    """Check settings, keys, database, ledger and object store, on the server and with its settings.
+    """Check the server: settings, database, store.
 
-    The store's contract is tried for real: a URL writes once and only what it was signed for, and reads
+    Runs on the server, with its settings. The store's contract is tried for real: a URL writes once
+    and only what it was signed for, and reads
     only the range it was signed for. Its probes are removed again. Ends with the status of the first
     check that fails.
     """
@@ -93,9 +100,10 @@ def doctor(call: Invocation) -> None:
 @click.pass_obj
 @needs_server
 def migrate(call: Invocation, *, first_admin: str | None) -> None:
-    """Bring the database to the newest schema, and begin the ledger if there is none; safe to repeat.
+    """Bring the database to the newest schema.
 
-    Runs on the server, with its settings and a database role that may change the schema. With
+    A ledger is begun if there is none; doing it again is fine. Runs on the server, with its
+    settings and a database role that may change the schema. With
     --first-admin it prints the one-time code that enrols the first administrator.
     """
     from broker import wiring

@@ -8,7 +8,7 @@ from typing import IO, Final
 import click
 
 from broker.cli.command import BrokerCommand, Invocation
-from broker.cli.options import RangeType, purpose_option, range_of
+from broker.cli.options import purpose_option, range_of, read_range
 from broker.cli.output import to_bytes_stream
 
 _PIECE: Final = 1024 * 1024
@@ -24,7 +24,7 @@ _MOST_IN_JSON: Final = 64 * _PIECE
     ),
 )
 @click.argument("ref", metavar="REF/PATH")
-@click.option("--range", "wanted", type=RangeType(), metavar="A-B", help="Bytes A to B, both included.")
+@click.option("--range", "wanted", callback=read_range, metavar="A-B", help="Bytes A to B, both included.")
 @purpose_option
 @click.pass_obj
 def cat(

@@ -54,9 +54,10 @@ def ls(call: Invocation) -> None:
 )
 @click.pass_obj
 def set_(call: Invocation, name: str, *, readers: tuple[str, ...], publishers: tuple[str, ...]) -> None:
-    """Replace the readers or the publishers of a collection; what is not given stays.
+    """Say who may read and publish in a collection.
 
-    A collection that is not there is made. An empty group clears the list.
+    What is given replaces the list, what is not given stays. A collection that is not there is
+    made. An empty group clears the list.
     """
     if not readers and not publishers:
         raise click.UsageError("give --readers or --publishers", click.get_current_context())

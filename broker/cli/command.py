@@ -33,15 +33,15 @@ class Invocation:
     profile: str | None
 
     @cached_property
-    def desk(self) -> Desk:
-        """The profile's session and what is done with it; made when a command first needs it.
+    def client(self) -> Client:
+        """What the profile can do; made when a command first needs it.
 
         Raises:
             ConfigurationError: There is no such profile, or it is not valid.
         """
         from broker.client.sdk import Client
 
-        return Desk.open(self.profile)
+        return Client.from_profile(self.profile)
 
 
 def _common_options() -> list[click.Parameter]:
@@ -68,7 +68,8 @@ class BrokerCommand(click.Command):
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", dict(HELP_NAMES))
-        super().__init__(*args, epilog=examples_text(examples), **kwargs)
+        kwargs.setdefault("epilog", examples_text(examples))
+        super().__init__(*args, **kwargs)
         self.params = [*self.params, *_common_options()]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -106,7 +107,8 @@ class BrokerGroup(click.Group):
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", dict(HELP_NAMES))
-        super().__init__(*args, epilog=examples_text(examples), **kwargs)
+        kwargs.setdefault("epilog", examples_text(examples))
+        super().__init__(*args, **kwargs)
 
     def get_help(self, ctx: click.Context) -> str:
         """Help as plain text; as rich text for somebody at a terminal."""

@@ -78,10 +78,10 @@ def search(
     after: int | None,
     limit: int | None,
 ) -> None:
-    """Find entries, ascending by index.
+    """Find entries.
 
     QUERY: actor: artifact: version: decision: type: action: grant: key: purpose: since: until: and free
-    text; all must match. -o jsonl streams every page.
+    text; all must match. Rows ascend by index; -o jsonl streams every page.
     """
     pages = _pages(
         call, " ".join(query), since=since, until=until, after=after, limit=_most(call.out.format, limit)
@@ -143,7 +143,7 @@ def _reason(row: Mapping[str, Any]) -> str:
 @click.argument("index", type=click.IntRange(0))
 @click.pass_obj
 def show(call: Invocation, index: int) -> None:
-    """Show one entry, the record behind it, and its receipt, which is verified first."""
+    """Show one entry and the record behind it; its receipt is verified first."""
     found = call.client.ledger.show(index)
     call.out.record(found, _entry_lines(index, found["entry"], found.get("record")))
 
@@ -164,9 +164,10 @@ def _shown(value: Any) -> Any:
 @click.option("--full", is_flag=True, help="Also re-derive the search index and the stored inner hashes.")
 @click.pass_obj
 def verify(call: Invocation, *, full: bool) -> None:
-    """Read the whole ledger and verify it here, against every signed tree head that is known.
+    """Verify the whole ledger on this machine.
 
-    The exit status is 6 when it is not what was signed; the first bad entry is named, or the interval
+    Every entry is read and compared with every signed tree head that is known. The exit status is 6
+    when it is not what was signed; the first bad entry is named, or the interval
     in which it lies.
     """
     from broker.client.ledger import check_verdict
@@ -184,7 +185,10 @@ def verify(call: Invocation, *, full: bool) -> None:
 @click.option("--out", "target", metavar="F", type=click.Path(path_type=Path), help="Write it to a new file.")
 @click.pass_obj
 def prove(call: Invocation, index: int, *, target: Path | None) -> None:
-    """Take home the receipt of one entry: a text that verifies offline, with the log's key alone."""
+    """Take home the receipt of one entry.
+
+    It is a text that verifies offline, with the log's key alone.
+    """
     text = call.client.ledger.prove(index)
     if target is None:
         call.out.record({"index": index, "receipt": text}, text.rstrip("\n").split("\n"))
@@ -207,7 +211,10 @@ def _write_new(target: Path, text: str) -> None:
 @ledger.command(examples=("broker ledger checkpoint", "broker ledger checkpoint -o json"))
 @click.pass_obj
 def checkpoint(call: Invocation) -> None:
-    """Print the newest signed tree head, once it is known to extend what this profile has seen."""
+    """Print the newest signed tree head.
+
+    It is printed once it is known to extend what this profile has seen.
+    """
     from broker.canonical import b64url
     from broker.ledger.note import open_head
 
@@ -228,10 +235,10 @@ def checkpoint(call: Invocation) -> None:
 @click.option("--vkey", metavar="KEY", help="The log's verifier key; the profile's unless given.")
 @click.pass_obj
 def verify_receipt(call: Invocation, file: Path, *, vkey: str | None) -> None:
-    """Verify a receipt offline, and show the entry that it proves. - reads it from stdin.
+    """Verify a receipt offline, and show its entry.
 
-    It proves that this entry is in the log that signed; it does not say that the entry is of your
-    request: look at it.
+    FILE may be - for stdin. It proves that this entry is in the log that signed; it does not say that
+    the entry is of your request: look at it.
     """
     from broker.canonical import b64url
     from broker.client.ledger import read_receipt

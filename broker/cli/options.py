@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from broker import limits
 
-_SIZE: Final = re.compile(r"(\d{1,15})\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(?:([KMGT])iB)?", re.IGNORECASE)
 _POWER: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_RANGE: Final = re.compile(r"(\d{0,16})-(\d{0,16})")
+_RANGE: Final = re.compile(r"([0-9]{0,16})-([0-9]{0,16})")
 _MAX_JOBS: Final = 64
 
 
-class SizeType(click.ParamType):
-    """A number of bytes: ``1048576``, ``32MiB``, ``1GiB``."""
+def read_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of bytes: ``1048576``, ``32MiB``, ``1GiB``; units are powers of 1024.
 
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes; units are powers of 1024 (``MiB``)."""
-        if isinstance(value, int):
-            return value
-        found = _SIZE.fullmatch(value.strip())
-        if found is None or (found[2] and not found[3]):
-            self.fail("a size is written like 32MiB, 1GiB or 1048576", param, ctx)
-        return int(found[1]) * 1024 ** _POWER[found[2].upper()]
+    Raises:
+        BadParameter: It is something else.
+    """
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise click.BadParameter("a size is written like 32MiB, 1GiB or 1048576", ctx, param)
+    unit: int = 1024 ** _POWER[(found[2] or "").upper()]
+    return int(found[1]) * unit
 
 
-class RangeType(click.ParamType):
-    """Bytes of a file as HTTP counts them: ``A-B`` (both included), ``A-`` to the end, ``-N`` the last N."""
+def read_range(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int | None, int | None] | None:
+    """Bytes of a file as HTTP counts them: ``A-B`` (both included), ``A-`` to the end, ``-N`` the last N.
 
-    name = "range"
+    Returns:
+        (first, last), None where the text has none; None when no range is given.
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int | None, int | None]:
-        """(first, last); None where the text has none."""
-        found = _RANGE.fullmatch(value)
-        if found is None or not (found[1] or found[2]):
-            self.fail("a range is A-B (both included), A- or -N", param, ctx)
-        first, last = (int(text) if text else None for text in found.groups())
-        if first is not None and last is not None and last < first:
-            self.fail("a range ends where it begins, or after", param, ctx)
-        return first, last
+    Raises:
+        BadParameter: It is something else.
+    """
+    if value is None:
+        return None
+    found = _RANGE.fullmatch(value)
+    if found is None or not (found[1] or found[2]):
+        raise click.BadParameter("a range is A-B (both included), A- or -N", ctx, param)
+    first, last = (int(text) if text else None for text in found.groups())
+    if first is not None and last is not None and last < first:
+        raise click.BadParameter("a range ends where it begins, or after", ctx, param)
+    return first, last
 
 
 def range_of(wanted: tuple[int | None, int | None] | None, size: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ _NARROWEST: Final = 6
 
 
 def safe(text: object) -> str:
-    """The text with every character that could steer a terminal shown as an escape (``\\x1b``)."""
+    """The text with every character that could steer a terminal shown as an escape."""
     found = str(text)
     if found.isascii() and found.isprintable():
         return found
@@ -52,7 +52,7 @@ def safe_lines(text: str) -> str:
 
 
 def safe_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that keeps letters of every script, and has all unsafe characters as ``\\u`` escapes."""
+    """JSON that keeps letters of every script, and has all unsafe characters as escapes."""
     separators = (",", ":") if indent is None else None
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
     if text.isascii() and "\x7f" not in text:

@@ -56,7 +56,10 @@ def policy() -> None:
 @click.pass_obj
 @needs_server
 def validate(call: Invocation, folder: Path) -> None:
-    """Check a folder of policies as the server will: each parses, fits the schema, and has its own @id."""
+    """Check a folder of policies as the server will.
+
+    Each parses, fits the schema, has an @id of its own, and depends on nothing beyond the request.
+    """
     report = check_folder(folder)
     rows = [{"id": p.id, "effect": p.effect, "file": p.file, "next": p.next} for p in report.policies]
     call.out.rows(
@@ -137,9 +140,9 @@ def _read(path: Path) -> bytes:
 @click.pass_obj
 @needs_server
 def test(call: Invocation, folder: Path) -> None:
-    """Run the cases of DIR/tests/*.toml against the policies of DIR (./policies unless given).
+    """Run the test cases of a folder of policies.
 
-    The exit status is 2 when a case fails.
+    The cases are in DIR/tests/*.toml; DIR is ./policies unless given. The exit status is 2 when a case fails.
     """
     from broker.errors import ConfigurationError, UsageError
     from broker.policy.bundle import build_bundle
@@ -177,7 +180,10 @@ def test(call: Invocation, folder: Path) -> None:
 @click.pass_obj
 @needs_server
 def fmt(call: Invocation, folder: Path, *, check_only: bool) -> None:
-    """Lay the policies of DIR out in Cedar's own style; prints the files that change."""
+    """Lay policies out in Cedar's own style.
+
+    Prints the files that change.
+    """
     from broker.errors import ConfigurationError
     from broker.policy.layout import format_policies
 
@@ -220,7 +226,7 @@ def _replace(path: Path, text: str) -> None:
 @policy.command(examples=("broker policy show", "broker policy show -o json"))
 @click.pass_obj
 def show(call: Invocation) -> None:
-    """Show the bundle that decides now: its digest, and the text of its files (administrators)."""
+    """Show the policies that decide now (administrators)."""
     found = call.client.admin.show_policies()
     call.out.record(found, _bundle_lines(found))
 
@@ -236,7 +242,10 @@ def _bundle_lines(found: Mapping[str, Any]) -> Iterator[str]:
 @folder_argument
 @click.pass_obj
 def apply(call: Invocation, folder: Path) -> None:
-    """Make the policies of DIR decide, from the next request on (administrators; recorded)."""
+    """Make the policies of DIR decide (administrators).
+
+    They hold from the next request on; the change is recorded.
+    """
     from broker.errors import InvalidRequest
 
     try:

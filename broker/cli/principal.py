@@ -58,9 +58,10 @@ def principal() -> None:
 @group_option
 @click.pass_obj
 def add(call: Invocation, id: str, *, roles: tuple[str, ...], groups: tuple[str, ...]) -> None:
-    """Add a principal (an engineer unless a role is given), and print the code that enrols their machine.
+    """Add a principal, and print its enrolment code.
 
-    The code is shown this once, works once, and for an hour. Hand it over in person or by a channel
+    It is an engineer unless a role is given. The code is shown this once, works once, and for an
+    hour. Hand it over in person or by a channel
     that you trust.
     """
     answer = call.client.admin.add_principal(id, roles=roles, groups=split_groups(groups) or ())
@@ -80,7 +81,10 @@ def add(call: Invocation, id: str, *, roles: tuple[str, ...], groups: tuple[str,
 @click.argument("id")
 @click.pass_obj
 def code(call: Invocation, id: str) -> None:
-    """Print another one-time code for somebody who is there; earlier unused ones are dead."""
+    """Print another one-time code for a principal.
+
+    Earlier codes that were not used are dead.
+    """
     answer = call.client.admin.new_code(id)
     found = {"id": answer["id"], **_code(call, answer)}
     call.out.record(found, [*fields([("principal", found["id"])]), *code_lines(found)])
@@ -126,7 +130,10 @@ def code_lines(found: Mapping[str, Any]) -> list[str]:
 @group_option
 @click.pass_obj
 def set_(call: Invocation, id: str, *, roles: tuple[str, ...], groups: tuple[str, ...]) -> None:
-    """Replace the roles or the groups of a principal; what is not given stays. An empty group clears them."""
+    """Replace the roles or the groups of a principal.
+
+    What is not given stays. An empty group clears them.
+    """
     if not roles and not groups:
         raise click.UsageError("give --role or --group", click.get_current_context())
     _show(call, call.client.admin.set_principal(id, roles=list(roles) or None, groups=split_groups(groups)))
@@ -135,7 +142,7 @@ def set_(call: Invocation, id: str, *, roles: tuple[str, ...], groups: tuple[str
 @principal.command("ls", examples=("broker admin principal ls", "broker admin principal ls -o csv"))
 @click.pass_obj
 def ls(call: Invocation) -> None:
-    """List everybody."""
+    """List every principal."""
     call.out.rows(
         call.client.admin.list_principals(),
         _PRINCIPALS,
@@ -149,7 +156,10 @@ def ls(call: Invocation) -> None:
 @click.argument("id")
 @click.pass_obj
 def disable(call: Invocation, id: str) -> None:
-    """Stop somebody from the next request on; everything they have stays, and is of no use."""
+    """Stop a principal from the next request on.
+
+    Their keys, grants and tokens stay, and are of no use.
+    """
     _show(call, call.client.admin.set_principal(id, disabled=True))
 
 
@@ -157,7 +167,7 @@ def disable(call: Invocation, id: str) -> None:
 @click.argument("id")
 @click.pass_obj
 def enable(call: Invocation, id: str) -> None:
-    """Let somebody who was disabled work again."""
+    """Let a disabled principal work again."""
     _show(call, call.client.admin.set_principal(id, disabled=False))
 
 

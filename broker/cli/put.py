@@ -9,7 +9,7 @@ import click
 
 from broker.cli.bars import Meter
 from broker.cli.command import BrokerCommand, Invocation
-from broker.cli.options import SizeType, jobs_option
+from broker.cli.options import jobs_option, read_size
 from broker.cli.output import Column, safe, size_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _LOCAL = (
 )
 @click.option(
     "--extent-size",
-    type=SizeType(),
+    callback=read_size,
     metavar="SIZE",
     default="32MiB",
     show_default=True,

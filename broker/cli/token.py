@@ -20,9 +20,10 @@ def token() -> None:
 @click.argument("text", metavar="[TOKEN]", required=False)
 @click.pass_obj
 def inspect(call: Invocation, text: str | None) -> None:
-    """Show what one of your own tokens says and whether it is live; the profile's current one without TOKEN.
+    """Show what one of your own tokens says.
 
-    - reads the token from stdin, which keeps it out of the list of processes.
+    Without TOKEN it is the profile's current one; - reads it from stdin, which keeps it out of the
+    list of processes.
     """
     given = sys.stdin.readline().strip() if text == "-" else text
     found = call.client.admin.inspect_token(given)
@@ -50,7 +51,7 @@ def inspect(call: Invocation, text: str | None) -> None:
 @click.argument("id")
 @click.pass_obj
 def revoke(call: Invocation, id: str) -> None:
-    """End a token from the next request on: the profile's current one, or one whose text is given.
+    """End a token from the next request on.
 
     ID is a token's id (broker whoami shows the current one), or the token itself; - reads it from
     stdin. Tokens of other people are ended by an administrator, who gives their id.

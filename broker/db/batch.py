@@ -24,8 +24,9 @@ from broker.db.search import encode_index_row
 from broker.db.statements import insert_missing, insert_rows, upsert_rows
 from broker.db.tail import StoredTail, TreeRules, write_tail
 from broker.db.values import is_storable
+from broker.drafts import Absent, Charge, Draft, NewEntry, ProofUse, RequestKey
 from broker.errors import Conflict, InternalError, InvalidRequest, OverBudget, ReplayedProof, TooLarge
-from broker.model import Absent, Charge, Draft, NewEntry, ProofUse, RequestKey, Row
+from broker.model import Row
 from broker.ports import StaleDecision
 
 _EVIDENCE_SALT: Final = 32

@@ -8,6 +8,7 @@ Readers and writers use different engines: a reader's connection cannot write.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from broker.errors import ConfigurationError, LedgerUnavailable
 
 BUSY_SECONDS: Final = 10
 """How long a SQLite connection waits for another's lock."""
+_WAL_ATTEMPTS: Final = 200
+_WAL_PAUSE_SECONDS: Final = 0.02
 _CONNECT_SECONDS: Final = 5
 _POOL_SECONDS: Final = 10
 _SESSION: Final = (
@@ -120,10 +123,17 @@ def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
     # The mode is a property of the file; setting it needs the file for itself, reading it does not.
-    if cursor.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-        return
-    if cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-        raise ConfigurationError("the SQLite database cannot be put into WAL mode")
+    # Of several that set it at once SQLite refuses some at once, whatever their patience.
+    for attempt in range(_WAL_ATTEMPTS):
+        try:
+            if cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+                raise ConfigurationError("the SQLite database cannot be put into WAL mode")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != _SQLITE_BUSY or attempt == _WAL_ATTEMPTS - 1:
+                raise
+            threading.Event().wait(_WAL_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _prepare_postgresql(connection: Any, _: object) -> None:

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Table, select, tuple_
 from broker.db.macs import Macs
 from broker.db.rows import chunks, codec
 from broker.db.tables import meters, opened, replays, requests
+from broker.drafts import Absent, Draft
 from broker.errors import IntegrityFailure, InternalError
-from broker.model import ROW_KEYS, Absent, Draft, Row, row_key
+from broker.model import ROW_KEYS, Row, row_key
 
 RowId = tuple[type[Any], tuple[Any, ...]]
 """A row's class and key."""

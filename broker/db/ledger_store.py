@@ -24,6 +24,7 @@ from broker.db.statements import dialect_insert, insert_missing
 from broker.db.tail import StoredTail, TreeRules, create_tail, lock_tail, read_now, read_tail
 from broker.db.values import is_storable
 from broker.db.view import SqlReader, SqlView
+from broker.drafts import Appended, Draft
 from broker.errors import (
     BrokerError,
     ConfigurationError,
@@ -32,7 +33,6 @@ from broker.errors import (
     NotFound,
     RollbackDetected,
 )
-from broker.model import Appended, Draft
 from broker.ports import Clock
 
 _ATTEMPTS: Final = 4

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker import limits
+from broker.drafts import Appended, Draft
 from broker.errors import BrokerError, InternalError, LedgerUnavailable
-from broker.model import Appended, Draft
 
 Outcome = Appended | BrokerError
 """What became of a draft."""

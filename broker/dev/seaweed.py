@@ -56,6 +56,7 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 8.0
 """Time for a stop by SIGTERM (about one second is normal) before SIGKILL; both lose no acknowledged data."""
 _POLL_SECONDS: Final = 0.05
+_PROBE_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 2
 _GRPC_SOCKETS: Final = ("s3", "master", "volume", "filer", "admin")
 _IDENTITY: Final = "s3.json"
@@ -118,12 +119,17 @@ class SeaweedSettings:
 
     def store(self) -> S3Store:
         """The adapter for the bucket :data:`BUCKET`."""
+        return S3Store(endpoint=self.endpoint, region=REGION, bucket=BUCKET, credentials=self.credentials)
+
+    def probe(self) -> S3Store:
+        """The same without patience: while the server starts, a call may hang that the next one does not."""
         return S3Store(
             endpoint=self.endpoint,
             region=REGION,
             bucket=BUCKET,
             credentials=self.credentials,
-            path_style=True,
+            attempts=1,
+            read_seconds=_PROBE_SECONDS,
         )
 
 
@@ -167,7 +173,7 @@ class Seaweed:
         Raises:
             StoreUnavailable: It died, or is not ready after ``timeout`` seconds; ``why`` has its last words.
         """
-        store = self._settings.store()
+        store = self._settings.probe()
         deadline = time.monotonic() + timeout
         while True:
             if self.pid is None:

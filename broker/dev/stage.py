@@ -110,7 +110,7 @@ class Stage:
             raise StoryFailed(claim)
         self.held += 1
 
-    # -- commands -------------------------------------------------------------------------------------------
+    # -- commands -----------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -150,7 +150,7 @@ class Stage:
         done = subprocess.run(  # noqa: S603 - our own program and arguments, no shell
             [*PROGRAM, *words],
             cwd=self.folder,
-            env=self._environment(user),
+            env=self.environment(user),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=None if live else subprocess.PIPE,
@@ -161,7 +161,8 @@ class Stage:
         seconds = time.monotonic() - started
         return Done(code=done.returncode, out=done.stdout, err=done.stderr or "", seconds=seconds)
 
-    def _environment(self, user: str) -> dict[str, str]:
+    def environment(self, user: str) -> dict[str, str]:
+        """The environment of a user's commands: their profile, and no other setting of the product."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         # Its children find the same product, also when it runs from a checkout that is not installed.
         return {**kept, "BROKER_PROFILE_DIR": str(self.profiles / user), "PYTHONPATH": _HOME_OF_PRODUCT}
@@ -185,7 +186,7 @@ class Stage:
         words = ["dev", "--home", STACK, *options]
         self.say(f"you$ broker {shlex.join(words)} &")
         self._stack = start_child(
-            [*PROGRAM, *words], env=self._environment("admin"), log=self.folder / LOG, cwd=self.folder
+            [*PROGRAM, *words], env=self.environment("admin"), log=self.folder / LOG, cwd=self.folder
         )
         try:
             yield self._await_ready(self.home / "ready.json")

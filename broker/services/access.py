@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.canonical import Json, format_time, sha256_digest
+from broker.drafts import Draft, RequestKey
 from broker.envelope import seal
 from broker.errors import BrokerError, Conflict, GrantRevoked, OverBudget
 from broker.identity import scope
 from broker.ledger.selection import selection_record
-from broker.model import ACTIVE, Draft, Grant, Lease, RequestKey
+from broker.model import ACTIVE, Grant, Lease
 from broker.ports import View
 from broker.services import authn, denials, releasing, selection
 from broker.services.house import House

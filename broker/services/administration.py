@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 from broker import limits, names
 from broker.canonical import Json, canonical_bytes
+from broker.drafts import Absent, Draft, NewEntry, RequestKey
 from broker.errors import BrokerError, Denied, InvalidRequest
 from broker.identity import scope
-from broker.model import (
-    Absent,
-    Draft,
-    Group,
-    NewEntry,
-    RequestKey,
-    Row,
-)
+from broker.model import Group, Row
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, deciding, denials

@@ -9,9 +9,10 @@ from typing import Any
 
 from broker import limits
 from broker.canonical import Json, b64url
+from broker.drafts import Draft, ProofUse
 from broker.errors import InvalidProof, InvalidToken, NotAuthenticated
 from broker.identity import nonce, proof, token
-from broker.model import ACTIVE, Draft, Key, Principal, ProofUse, Token
+from broker.model import ACTIVE, Key, Principal, Token
 from broker.ports import View
 from broker.services.house import House
 

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 
 from broker.canonical import Json, b64url, format_time, sha256_digest
+from broker.drafts import Draft
 from broker.errors import Denied, IntegrityFailure
 from broker.identity import scope
 from broker.ledger import merkle, receipt
 from broker.ledger.entry import cut_name
-from broker.model import Artifact, Collection, Draft, Key, ManifestRow, Principal, Version
+from broker.model import Artifact, Collection, Key, ManifestRow, Principal, Version
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, completing, deciding, lookup

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 from broker import names
 from broker.canonical import Json
-from broker.model import (
-    Absent,
-    Collection,
-)
+from broker.drafts import Absent
+from broker.model import Collection
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, completing

@@ -8,22 +8,11 @@ from dataclasses import dataclass, replace
 
 from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
+from broker.drafts import Absent, Draft, NewEntry, RequestKey
 from broker.envelope import extents, parts, wrap
 from broker.envelope.manifest import Manifest, manifest_digest, parse_manifest, verify_manifest
 from broker.errors import Conflict, IntegrityFailure, InvalidRequest, StoreUnavailable
-from broker.model import (
-    Absent,
-    Artifact,
-    Collection,
-    Draft,
-    Group,
-    ManifestRow,
-    NewEntry,
-    RequestKey,
-    Row,
-    Upload,
-    Version,
-)
+from broker.model import Artifact, Collection, Group, ManifestRow, Row, Upload, Version
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, catalogue, completing, publish, releasing

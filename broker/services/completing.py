@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from broker.canonical import Json, canonical_bytes, format_time
+from broker.drafts import Draft, RequestKey
 from broker.errors import InvalidRequest
-from broker.model import ACTIVE, REVOKED, Draft, Grant, RequestKey
+from broker.model import ACTIVE, REVOKED, Grant
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import access, authn, deciding, planning

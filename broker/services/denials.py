@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from broker import limits
 from broker.canonical import format_time
+from broker.drafts import Draft, NewEntry
 from broker.errors import BrokerError, RateLimited
 from broker.ledger.entry import cut_name
-from broker.model import Draft, NewEntry
 from broker.services import authn
 from broker.services.deciding import Answer
 from broker.services.house import House

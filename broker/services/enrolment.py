@@ -9,10 +9,11 @@ from typing import Any
 
 from broker import jose, limits, names
 from broker.canonical import Json
+from broker.drafts import Absent, Draft
 from broker.errors import Conflict, EnrolmentRefused, InvalidRequest
 from broker.identity import enrolment as codes
 from broker.identity import proof, token
-from broker.model import ACTIVE, Absent, Draft, Enrolment, Key, Principal
+from broker.model import ACTIVE, Enrolment, Key, Principal
 from broker.ports import View
 from broker.services import authn
 from broker.services.house import House

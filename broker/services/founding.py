@@ -6,16 +6,8 @@ from collections.abc import Sequence
 
 from broker import jose, names
 from broker.canonical import format_time
-from broker.model import (
-    Absent,
-    ActiveBundle,
-    BundleRow,
-    Draft,
-    Enrolment,
-    NewEntry,
-    Principal,
-    Row,
-)
+from broker.drafts import Absent, Draft, NewEntry
+from broker.model import ActiveBundle, BundleRow, Enrolment, Principal, Row
 from broker.policy.bundle import Bundle, bundle_bytes
 from broker.services import enrolment
 from broker.services.house import House

@@ -6,7 +6,7 @@ import threading
 from typing import Final
 
 from broker.canonical import format_time
-from broker.model import Draft
+from broker.drafts import Draft
 from broker.services.house import House
 from broker.services.record import new_entry
 

@@ -7,17 +7,9 @@ from dataclasses import replace
 
 from broker import names
 from broker.canonical import Json, format_time
+from broker.drafts import Absent, NewEntry
 from broker.errors import Conflict, InvalidRequest, NotFound
-from broker.model import (
-    ACTIVE,
-    ROLES,
-    Absent,
-    Enrolment,
-    Group,
-    Key,
-    NewEntry,
-    Principal,
-)
+from broker.model import ACTIVE, ROLES, Enrolment, Group, Key, Principal
 from broker.ports import View
 from broker.services import authn, completing, enrolment
 from broker.services.administration import (

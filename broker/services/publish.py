@@ -8,19 +8,12 @@ from typing import Any
 
 from broker import limits
 from broker.canonical import Json, b64url, canonical_bytes, format_time
+from broker.drafts import Absent, Draft, RequestKey
 from broker.envelope import parts, seal, wrap
 from broker.envelope.lease import UploadKey, upload_key_bytes
 from broker.errors import BrokerError, Conflict, Denied, NotFound
 from broker.identity import scope
-from broker.model import (
-    Absent,
-    Artifact,
-    Collection,
-    Draft,
-    RequestKey,
-    Upload,
-    Version,
-)
+from broker.model import Artifact, Collection, Upload, Version
 from broker.policy import request as policy
 from broker.ports import View
 from broker.services import authn, completing, deciding, denials

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker.canonical import Json, b64url, canonical_bytes
+from broker.drafts import Appended, Draft, NewEntry
 from broker.errors import IntegrityFailure, InvalidRequest, LedgerUnavailable, RollbackDetected
 from broker.ledger import entry as entries
 from broker.ledger import merkle, note, receipt
-from broker.model import Appended, Draft, NewEntry, Tail
+from broker.model import Tail
 from broker.ports import StaleDecision, View
 from broker.services.house import House
 

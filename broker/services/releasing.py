@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 from broker.canonical import Json, b64url, format_time
+from broker.drafts import Absent
 from broker.envelope import extents, seal, wrap
 from broker.envelope.lease import LeaseExtent, LeaseFile, LeasePiece, OpenLease, lease_bytes
 from broker.envelope.manifest import Manifest
 from broker.errors import IntegrityFailure
 from broker.ledger.selection import ExtentRun
-from broker.model import Absent, Lease, Version
+from broker.model import Lease, Version
 from broker.services.house import House
 from broker.services.record import Recorded
 

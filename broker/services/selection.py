@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from broker import limits, names
+from broker.drafts import Charge
 from broker.envelope import extents
 from broker.envelope.manifest import Manifest, manifest_digest, parse_manifest
 from broker.errors import IntegrityFailure, InvalidRequest, ScopeExceeded
 from broker.ledger.selection import ExtentRun
-from broker.model import Charge, ManifestRow
+from broker.model import ManifestRow
 from broker.ports import View
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from broker.drafts import Draft
 from broker.errors import BrokerError
-from broker.model import (
-    Draft,
-    Upload,
-)
+from broker.model import Upload
 from broker.services import publish, releasing
 from broker.services.committing import multiparts
 from broker.services.house import House

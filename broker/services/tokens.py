@@ -9,9 +9,10 @@ from typing import Any
 
 from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
+from broker.drafts import Draft
 from broker.errors import BrokerError, InvalidGrant, NotFound
 from broker.identity import scope, token
-from broker.model import ACTIVE, REVOKED, Draft, Key, Principal, Token
+from broker.model import ACTIVE, REVOKED, Key, Principal, Token
 from broker.ports import View
 from broker.services import authn
 from broker.services.house import House

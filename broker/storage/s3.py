@@ -24,7 +24,6 @@ R = TypeVar("R")
 CONNECT_SECONDS: Final = 3
 READ_SECONDS: Final = 20
 ATTEMPTS: Final = 3
-"""Tries of one call in all, with botocore's backoff between them."""
 _POOL: Final = 16
 _PROBE: Final = ".broker-probe"
 _GONE: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
@@ -43,6 +42,8 @@ class S3Store:
         bucket: The bucket.
         credentials: Gives the credentials of the moment.
         path_style: ``endpoint/bucket/name`` (True) or ``bucket.endpoint/name``.
+        attempts: Tries of one call in all, with botocore's backoff between them.
+        read_seconds: How long the store may be silent in one try.
     """
 
     def __init__(
@@ -53,12 +54,16 @@ class S3Store:
         bucket: str,
         credentials: CredentialSource,
         path_style: bool = True,
+        attempts: int = ATTEMPTS,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
         self._endpoint = endpoint
         self._region = region
         self._bucket = bucket
         self._credentials = credentials
         self._path_style = path_style
+        self._attempts = attempts
+        self._read_seconds = read_seconds
         self._made: tuple[Credentials, Any] | None = None
 
     def create_upload(self, name: str) -> str:
@@ -271,9 +276,9 @@ class S3Store:
             config=Config(
                 signature_version="s3v4",
                 s3={"addressing_style": "path" if self._path_style else "virtual"},
-                retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+                retries={"total_max_attempts": self._attempts, "mode": "standard"},
                 connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
+                read_timeout=self._read_seconds,
                 max_pool_connections=_POOL,
                 # Stores other than AWS refuse or ignore the newer checksum trailers.
                 request_checksum_calculation="when_required",

@@ -101,5 +101,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET /v1/ledger/hashes", _LEDGER, auditors.hashes, query=models.HashesQuery),
     _route("GET /v1/ledger/heads", _LEDGER, auditors.heads),
     _route("GET /v1/ledger/proof/inclusion/<index>", _PROVE, auditors.inclusion),
-    _route("GET /v1/ledger/proof/consistency", _PROVE, auditors.consistency, query=models.ConsistencyQuery),
+    _route(
+        "GET /v1/ledger/proof/consistency",
+        Own(of="proof that the log grew"),
+        auditors.consistency,
+        query=models.ConsistencyQuery,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Work that follows an answer instead of delaying it: the summary of junk, dead uploads, the last tree head."""
+"""Work that follows an answer instead of delaying it: summing up junk, sweeping, the last head."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Upkeep:
             _attempt("sweep", lambda: sweep(self._house))
 
     def finish(self) -> None:
-        """Record the junk that is left and keep the newest tree head: the last thing that a process does."""
+        """Record the junk that is left, keep the newest tree head: the last thing a process does."""
         _attempt("summary of junk", lambda: self.junk.summarise(force=True))
         _attempt("last tree head", lambda: self._house.keep_head(force=True))
 

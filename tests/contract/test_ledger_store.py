@@ -13,6 +13,7 @@ from sqlalchemy import event, text
 from broker import limits
 from broker.canonical import sha256_digest
 from broker.db import LedgerStore
+from broker.drafts import Absent, Charge, Draft, NewEntry
 from broker.errors import (
     Conflict,
     InternalError,
@@ -22,18 +23,7 @@ from broker.errors import (
     ReplayedProof,
     TooLarge,
 )
-from broker.model import (
-    Absent,
-    Charge,
-    Draft,
-    Enrolment,
-    Grant,
-    Group,
-    IndexRow,
-    NewEntry,
-    Principal,
-    Upload,
-)
+from broker.model import Enrolment, Grant, Group, IndexRow, Principal, Upload
 from broker.ports import StaleDecision
 from tests.databases import (
     append_together,
@@ -353,6 +343,14 @@ def test_an_extent_is_charged_once_for_each_holder_and_version(store: LedgerStor
     store.append(draft(charges=(charge("h", (0, 10), version=b"w"),)))
     with store.view() as view:
         assert (view.meter("h"), view.meter("t"), view.meter("nobody")) == (10 + 5 + 7 + 10, 10, 0)
+
+
+def test_an_extent_that_two_drafts_of_a_batch_open_is_charged_once(store: LedgerStore) -> None:
+    append_together(
+        store, [draft(charges=(charge("h", (3, 10)),)), draft(charges=(charge("h", (3, 10), (4, 1)),))]
+    )
+    with store.view() as view:
+        assert view.meter("h") == 11
 
 
 def test_a_ceiling_is_reached_and_never_passed(store: LedgerStore) -> None:

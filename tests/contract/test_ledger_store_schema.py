@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,29 @@ def test_upgrades_may_run_in_parallel(kind: str, tmp_path: Path, request: pytest
     made.initialize()
     assert check_ledger(made) == 0
     made.close()
+
+
+def test_first_connections_may_be_made_at_once(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    for at in range(60):
+        url, together = f"sqlite:///{tmp_path / f'{at}.db'}", threading.Barrier(6)
+
+        def connect(url: str, together: threading.Barrier) -> None:
+            engine = open_engine(url, writes=True, pool_size=1)
+            together.wait()
+            try:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS t (a)")
+            except Exception as exc:
+                failures.append(exc)
+            engine.dispose()
+
+        threads = [threading.Thread(target=connect, args=(url, together)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
 
 
 def test_a_schema_of_another_version_is_refused(database_url: str, intruder) -> None:

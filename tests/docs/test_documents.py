@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
+import click
 import pytest
 
 import broker
 from broker import limits
+from broker.cli.root import cli
 from broker.errors import ERROR_CLASS, EXIT_CODE, HTTP_STATUS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +106,58 @@ def test_pages_that_the_code_names_exist() -> None:
         named |= set(re.findall(r"docs/[A-Za-z0-9_/.-]+\.md", path.read_text()))
     assert named
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+# -- commands ---------------------------------------------------------------------------------------------
+
+
+def command_lines(path: Path) -> Iterator[str]:
+    """Every ``broker ...`` of a page: lines of plain fenced blocks, and code spans."""
+    text = path.read_text()
+    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```$", text, flags=re.S | re.M):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(broker [a-z].*)", line)
+            if found:
+                yield re.split(r"\s#\s|\s[|>]\s", found[1])[0]
+    for span in re.findall(r"`(broker [a-z][^`\n]*)`", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)):
+        yield re.sub(r"\s+", " ", span)
+
+
+def check_command(line: str) -> None:
+    """The command exists, and takes these options and this many arguments."""
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    context = click.Context(command, info_name="broker")
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(context, words[0])
+        assert found is not None, f"no command {words[0]}"
+        command, context, words = found, click.Context(found, parent=context), words[1:]
+    if isinstance(command, click.Group):
+        return
+    _, left, _ = command.make_parser(context).parse_args(list(words))
+    assert not left, f"too many arguments: {left}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_commands_that_a_page_names_exist(path: Path) -> None:
+    wrong = []
+    for line in command_lines(path):
+        if re.search(r"[\[\]|]|\.\.\.$|COMMAND", line):
+            continue  # usage lines and ellipses
+        try:
+            check_command(line)
+        except (AssertionError, click.UsageError) as exc:
+            wrong.append(f"{line}: {exc}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_commands_of_the_tour_are_seen() -> None:
+    lines = list(command_lines(ROOT / "README.md"))
+    assert len(lines) > 15
+    with pytest.raises(AssertionError, match="no command"):
+        check_command("broker fly to the moon")
+    with pytest.raises(click.UsageError):
+        check_command("broker get acme/llama-7b --no-such-option")
 
 
 # -- architecture -----------------------------------------------------------------------------------------

@@ -120,7 +120,9 @@ class Stack:
                 start_new_session=True,
             )
         path = self.home / "ready.json"
-        until(lambda: path.exists() or self.process.poll() is not None, what="ready.json", seconds=START_SECONDS)
+        until(
+            lambda: path.exists() or self.process.poll() is not None, what="ready.json", seconds=START_SECONDS
+        )
         assert path.exists(), f"the stack did not start: {self.log.read_text()[-2000:]}"
         self.ready = json.loads(path.read_text())
         return self
@@ -176,7 +178,7 @@ class Stack:
         user.cli("login", "--server", self.url, "--code", made["enrolment_code"])
         return user
 
-    # -- behind the broker's back ------------------------------------------------------------------------------
+    # -- behind the broker's back ------------------------------------------------------------
 
     def s3(self) -> Any:
         """A client of the store with the stack's own credentials."""
@@ -244,7 +246,9 @@ class User:
         )
         found = Done(code=done.returncode, out=done.stdout, err=done.stderr)
         shown = " ".join(map(str, words))
-        assert found.code == expect, f"broker {shown}: exit {found.code}, not {expect}\n{found.out}{found.err}"
+        assert found.code == expect, (
+            f"broker {shown}: exit {found.code}, not {expect}\n{found.out}{found.err}"
+        )
         return found
 
     def begin(self, *words: object, cwd: Path | None = None) -> subprocess.Popen[str]:

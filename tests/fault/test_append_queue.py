@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from broker.db.queue import CommitQueue, Outcome, _Waiting
+from broker.drafts import Appended, Draft
 from broker.errors import Conflict, InternalError, LedgerUnavailable
-from broker.model import Appended, Draft, Tail
+from broker.model import Tail
 
 DONE = Appended(index=0, tail=Tail(size=1, root=b"", epoch=0))
 

@@ -15,8 +15,9 @@ from sqlalchemy import event, make_url, text
 
 from broker.db import LedgerStore
 from broker.db.tables import METADATA
+from broker.drafts import Absent, Charge, Draft
 from broker.errors import InternalError, LedgerUnavailable
-from broker.model import Absent, Charge, Draft, Principal
+from broker.model import Principal
 from tests import postgres
 from tests.databases import (
     append_together,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from broker.drafts import Appended, Draft
 from broker.errors import LedgerUnavailable
 from broker.ledger import receipt
-from broker.model import Appended, Draft
 from tests.world import MIB, Person, World
 
 

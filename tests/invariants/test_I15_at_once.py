@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from broker.drafts import Draft
 from broker.errors import Denied, GrantRevoked, InvalidToken, NotAuthenticated, NotFound
-from broker.model import Draft, Key
+from broker.model import Key
 from broker.services import authn, collections, people, policies, revoking
 from tests.world import MIB, Person, World, policy_files
 
