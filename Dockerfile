@@ -16,7 +16,9 @@ LABEL org.opencontainers.image.title="model-access-broker" \
       org.opencontainers.image.description="Zero-trust access broker for model weights and datasets" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/broker /opt/broker
+# HOME is not to be the root of everything: keys inside the home folder are refused.
 ENV PATH=/opt/broker/bin:$PATH \
+    HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # A number, so that an orchestrator can tell that it is not root. The root file system may be read-only;

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,9 @@ class RunningServer:
     def say(self, data: bytes) -> bytes:
         """Everything that the server answers to these bytes until it closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as line:
-            try:
+            # It may answer before it has read everything.
+            with suppress(BrokenPipeError, ConnectionResetError):
                 line.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it may answer before it has read everything
             return b"".join(_chunks(line))
 
     def ask(self, target: str, *headers: str, method: str = "GET", body: bytes = b"") -> bytes:

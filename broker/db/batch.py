@@ -58,7 +58,8 @@ def check_draft(draft: Draft) -> None:
     keys = [charge.holder for charge in draft.charges]
     keys += [draft.proof.jkt] if draft.proof else []
     keys += [draft.request.jkt, draft.request.request_id] if draft.request else []
-    if not all(is_storable(key) for key in keys):
+    numbers = [draft.proof.keep_until] if draft.proof else []
+    if not all(is_storable(value) for value in (*keys, *numbers)):
         raise InvalidRequest("a key, request id or holder holds a NUL or half a character")
 
 

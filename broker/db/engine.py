@@ -122,8 +122,8 @@ def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
 
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    # The mode is a property of the file; setting it needs the file for itself, reading it does not.
-    # Of several that set it at once SQLite refuses some at once, whatever their patience.
+    # The mode is a property of the file, and the first connection sets it. Of several that are the
+    # first SQLite refuses some without waiting, whatever their busy timeout.
     for attempt in range(_WAL_ATTEMPTS):
         try:
             if cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":

@@ -66,10 +66,10 @@ class LedgerStore:
         self._kept_head = -1
 
     def initialize(self) -> None:
-        """Begin the ledger of a new database; on an existing one check its tail. Safe in parallel.
+        """Begin the ledger of a new database; an existing one is left alone. Safe in parallel.
 
         Raises:
-            IntegrityFailure: The tail is missing although the database is not empty, or does not hold.
+            IntegrityFailure: The tail is missing although the database is not empty.
             LedgerUnavailable: The database does not answer.
         """
         with self._written() as connection:

@@ -129,14 +129,15 @@ def write_tail(connection: Connection, tail: StoredTail, macs: Macs) -> None:
 
 
 def create_tail(connection: Connection, macs: Macs, tree: TreeRules) -> None:
-    """Begin an empty ledger, if there is none; an existing one is checked and left alone.
+    """Begin an empty ledger, if there is none.
+
+    An existing tail is left alone and not checked: every view and every append check it, and a
+    ledger that was tampered with must still be open to those who find out how.
 
     Raises:
-        IntegrityFailure: There is no tail although the database holds something else, or the tail
-            does not hold.
+        IntegrityFailure: There is no tail although the database holds something else.
     """
     if _has_rows(connection, ledger_tail):
-        lock_tail(connection, macs, tree)
         return
     foreign = [table.name for table in METADATA.sorted_tables if _has_rows(connection, table)]
     # Whoever empties the ledger must not get a fresh one under the old rows. (A tail among them is
@@ -147,7 +148,6 @@ def create_tail(connection: Connection, macs: Macs, tree: TreeRules) -> None:
     size, root = tree.size_root(frontier)
     first = StoredTail(size=size, root=root, epoch=0, frontier=frontier)
     insert_missing(connection, ledger_tail, [{"id": 0, **_columns(first, macs)}])
-    lock_tail(connection, macs, tree)
 
 
 def _has_rows(connection: Connection, table: Table) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from broker.dev import stage
-from broker.dev.stage import Stage
+from broker.dev.stage import Stage, StoryFailed
 from broker.errors import EXIT_CODE, BrokerError
 
 MODEL: Final = "acme/llama-mini"
@@ -115,11 +115,19 @@ def _enrol_people(act: Stage) -> None:
         "aud": ("--role", "auditor"),
     }
     for user, options in people.items():
-        added = act.run("admin", "admin", "principal", "add", user, *options, "-o", "json", lines=0).json()
-        login = ("login", "--server", added["login"].split()[3], "--code", added["enrolment_code"])
-        # The code is good for one key and an hour; it is not shown all the same.
-        shown = " ".join((*login[:-1], added["enrolment_code"][:10] + "…"))
-        act.run(user, *login, shown=shown, lines=1, claim=f"user:{user} is enrolled")
+        words = ("admin", "principal", "add", user, *options)
+        act.say(f"admin$ broker {' '.join(words)}")
+        added = act.run("admin", *words, "-o", "json", aside=True).json()
+        # A code is good for one key and one hour; it is not shown all the same.
+        code, server = added["enrolment_code"], added["login"].split()[3]
+        shown = f"login --server {server} --code {code[:10]}…"
+        act.run(
+            user,
+            *("login", "--server", server, "--code", code),
+            shown=shown,
+            lines=0,
+            claim=f"user:{user} is enrolled",
+        )
 
 
 def _publish(act: Stage) -> None:
@@ -176,12 +184,15 @@ def _audit(act: Stage) -> None:
     act.hold("both refusals are on record", holds=named)
     act.run("aud", "ledger", "verify", claim="the whole log verifies")
     index = _grant_of_ana(act)["index"]
-    act.run("aud", "ledger", "prove", str(index), "--out", "evidence.tlog-proof", lines=2)
-    act.run("aud", "ledger", "verify-receipt", "evidence.tlog-proof", claim="the proof holds offline")
+    act.hold(f"ana's read is entry {index}", holds=index > 0)
+    act.run("aud", "ledger", "prove", str(index), "--out", "evidence.tlog-proof", lines=1)
+    act.run(
+        "aud", "ledger", "verify-receipt", "evidence.tlog-proof", lines=1, claim="the proof holds offline"
+    )
 
 
 def _search(act: Stage, query: str) -> list[dict[str, Any]]:
-    found = act.run("aud", "ledger", "search", query, "-o", "json", lines=0).json()
+    found = act.run("aud", "ledger", "search", query, "-o", "json", aside=True).json()
     rows: list[dict[str, Any]] = found["entries"]
     return rows
 
@@ -190,7 +201,8 @@ def _grant_of_ana(act: Stage) -> dict[str, Any]:
     rows = [
         row for row in _search(act, f"actor:ana artifact:{MODEL} type:grant") if row["decision"] == "allow"
     ]
-    act.hold(f"ana's read is entry {rows[0]['index'] if rows else '?'} of the log", holds=len(rows) == 1)
+    if len(rows) != 1:
+        raise StoryFailed(f"the log has {len(rows)} grants of ana's read, not one")
     return rows[0]
 
 

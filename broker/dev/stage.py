@@ -121,6 +121,7 @@ class Stage:
         shown: str | None = None,
         lines: int = _MOST_LINES,
         live: bool = False,
+        aside: bool = False,
     ) -> Done:
         """Run ``broker WORDS`` as a user, show it, and hold it to its exit status.
 
@@ -132,13 +133,16 @@ class Stage:
             shown: The command as it is shown, when it differs (a secret in it).
             lines: How many lines of its output are shown at most.
             live: Let it draw its bars, when somebody looks.
+            aside: Do not show it: the story only needs its answer.
 
         Raises:
             StoryFailed: It ended with another status.
         """
-        self.say(f"{user}$ broker {shown or shlex.join(words)}")
+        if not aside:
+            self.say(f"{user}$ broker {shown or shlex.join(words)}")
         done = self._call(user, words, live=live and sys.stderr.isatty())
-        self._show(done, lines)
+        if not aside or done.code != expect:
+            self._show(done, lines)
         if claim is not None or done.code != expect:
             self.hold(
                 f"{claim or 'it works'} (exit {done.code}, {done.seconds:.1f} s)", holds=done.code == expect
@@ -171,7 +175,7 @@ class Stage:
         said = [line.rstrip() for line in (done.out + done.err).splitlines() if line.strip()]
         for line in said[:most]:
             self.say(_fit(line))
-        if len(said) > most:
+        if len(said) > most > 1:
             self.say(f"{_INDENT}… {len(said) - most} more lines")
 
     # -- the stack ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from broker.services import authn, deciding, denials
 from broker.services.house import House
 from broker.services.record import (
     Recorded,
-    decide_and_record,
+    decide_and_append,
     digest_of,
     new_entry,
     sign_head,
@@ -60,7 +60,7 @@ def _authorize(house: House, request: authn.SignedRequest, right: str, query: st
             return denials.denial_draft(house, caller, error=error, action="audit", answer=answer)
         return _query_draft(house, caller, right, query)
 
-    decide_and_record(house, decide)
+    decide_and_append(house, decide)
     if refusal:
         raise refusal[0]
     return callers[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from broker.canonical import Json, b64url, canonical_bytes
 from broker.drafts import Appended, Draft, NewEntry
@@ -19,6 +19,8 @@ from broker.ledger import merkle, note, receipt
 from broker.model import Tail
 from broker.ports import StaleDecision, View
 from broker.services.house import House
+
+R = TypeVar("R")
 
 MAX_DECISIONS: Final = 8
 """How often a decision is made again because something changed under it, before the answer is 503."""
@@ -106,31 +108,40 @@ def _open_have(house: House, have: str) -> note.TreeHead:
         ) from exc
 
 
-def record(house: House, draft: Draft, *, have: str | None = None) -> Recorded:
-    """Step 5, then step 6 up to the signed head.
+def append(house: House, draft: Draft) -> tuple[Appended, str]:
+    """Step 5, then the signed head of step 6: the entry is durable and covered when this returns.
+
+    Returns:
+        The outcome, and the signed note of a tail that covers it.
 
     Raises:
         What :meth:`Ledger.append` raises; nothing may be released then.
     """
     appended = house.ledger.append(draft)
     # Crash here: a record without a release, safe and visible.
-    if appended.index is None:
-        raise LedgerUnavailable("a draft without an entry has no receipt")
-    recorded = prove(house, appended, have=have, data=None if appended.repeated else draft.entries[0].data)
+    if appended.index is None or appended.index >= appended.tail.size:
+        raise LedgerUnavailable("the tail does not cover an entry of this request")
+    head = sign_head(house, appended.tail)
     house.keep_head()
-    return recorded
+    return appended, head
 
 
-def prove(house: House, appended: Appended, *, have: str | None, data: bytes | None = None) -> Recorded:
-    """The receipt of an entry that is durable, under the head of ``appended.tail``.
+def record(house: House, draft: Draft, *, have: str | None = None) -> Recorded:
+    """:func:`append`, and the receipt that proves it to the caller.
 
-    Args:
-        data: The entry's bytes if they are at hand; else they are read back.
+    Raises:
+        What :meth:`Ledger.append` raises; nothing may be released then.
+        IntegrityFailure: Stored rows are not what was written, so there is no proof to give.
     """
+    appended, head = append(house, draft)
+    data = None if appended.repeated else draft.entries[0].data
+    return _prove(house, appended, head, have=have, data=data)
+
+
+def _prove(house: House, appended: Appended, head: str, *, have: str | None, data: bytes | None) -> Recorded:
     index, tail = appended.index, appended.tail
-    if index is None or index >= tail.size:
-        raise LedgerUnavailable("the tail does not cover the entry")
-    head = sign_head(house, tail)
+    if index is None:
+        raise LedgerUnavailable("a draft without an entry has no receipt")
     with house.ledger.view() as view:
         if data is None:
             data = view.entry(index)
@@ -174,13 +185,30 @@ def decide_and_record(
 
     ``decide`` must be pure but for its view: it runs again on each new snapshot.
     """
+
+    def write(draft: Draft) -> tuple[Draft, Recorded]:
+        return draft, record(house, draft, have=have)
+
+    return _decide_until_current(house, decide, write, have)
+
+
+def decide_and_append(house: House, decide: Callable[[View], Draft]) -> Appended:
+    """As :func:`decide_and_record`, without a receipt: for what answers with none.
+
+    So an auditor can still sign in and read a log that gives no proofs any more, to find out why.
+    """
+    return _decide_until_current(house, decide, lambda draft: append(house, draft)[0], None)
+
+
+def _decide_until_current(
+    house: House, decide: Callable[[View], Draft], write: Callable[[Draft], R], have: str | None
+) -> R:
     for _ in range(MAX_DECISIONS):
         with house.ledger.view() as view:
             check_have(house, view, have)
-            draft = decide(view)
-            draft = replace(draft, epoch=view.epoch)
+            draft = replace(decide(view), epoch=view.epoch)
         try:
-            return draft, record(house, draft, have=have)
+            return write(draft)
         except StaleDecision:
             continue
     raise LedgerUnavailable(

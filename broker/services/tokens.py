@@ -16,7 +16,7 @@ from broker.model import ACTIVE, REVOKED, Key, Principal, Token
 from broker.ports import View
 from broker.services import authn
 from broker.services.house import House
-from broker.services.record import decide_and_record, new_entry
+from broker.services.record import decide_and_append, new_entry
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
@@ -79,7 +79,7 @@ def issue(house: House, request: authn.SignedRequest, *, assertion: str, details
         )
         return Draft(proof=authn.use_of(verified, now), entries=(entry,), rows=(row,))
 
-    decide_and_record(house, decide)
+    decide_and_append(house, decide)
     row: Token = kept["row"]
     # Only now is there something to hold: the entry is durable and under a signed head (I01).
     claims = token.AccessClaims(
@@ -189,7 +189,7 @@ def revoke_own(house: House, request: authn.SignedRequest, *, text: str) -> None
         )
 
     try:
-        decide_and_record(house, decide)
+        decide_and_append(house, decide)
     except _NothingToRevoke as nothing:
         authn.use_proof(house, nothing.caller)
 

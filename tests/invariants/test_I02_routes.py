@@ -1,4 +1,4 @@
-"""I02: every route is declared, with who may ask; nothing else is served; without credentials, nothing answers."""
+"""I02: every route is declared, with who may ask; nothing else is served, and nothing without credentials."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def _path(rule: str) -> str:
     return re.sub(r"<[^>]+>", "1", rule)
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"DPoP": "a.b.c", "Authorization": "DPoP a.b.c"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer x"}, {"DPoP": "a.b.c", "Authorization": "DPoP a.b.c"}]
+)
 def test_I02_without_credentials_only_401_and_404(app: Flask, world: World, headers: dict[str, str]) -> None:
     client, size = Client(app), world.size()
     for rule in app.url_map.iter_rules():
@@ -105,13 +107,25 @@ def test_I02_no_other_method_answers_on_any_path(app: Flask) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v2/whoami", "/V1/whoami", "/v1/whoami/", "/static/x", "/console", "/.env", "/v1/whoami.json"],
+    [
+        "/",
+        "/v1",
+        "/v2/whoami",
+        "/V1/whoami",
+        "/v1/whoami/",
+        "/static/x",
+        "/console",
+        "/.env",
+        "/v1/whoami.json",
+    ],
 )
 def test_I02_other_paths_are_not_there(app: Flask, path: str) -> None:
     assert Client(app).get(path).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["//v1/whoami", "/v1//whoami", "/v1/./whoami", "/v1/../v1/whoami", "/livez//"])
+@pytest.mark.parametrize(
+    "path", ["//v1/whoami", "/v1//whoami", "/v1/./whoami", "/v1/../v1/whoami", "/livez//"]
+)
 def test_I02_a_path_with_two_readings_is_no_way_around(app: Flask, path: str) -> None:
     # Built by hand: the test client would tidy the path up.
     environ = {"RAW_URI": path, "PATH_INFO": path, "SCRIPT_NAME": ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import threading
@@ -49,8 +50,6 @@ def _now(server: RunningServer) -> int:
 
 
 def _unpad(text: str) -> bytes:
-    import base64
-
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
@@ -180,7 +179,9 @@ def _post(server: RunningServer, path: str, body: bytes) -> bytes:
     return server.ask(path, *headers, length, "Content-Type: application/json", method="POST", body=body)
 
 
-@pytest.mark.parametrize(("path", "most"), [("/v1/grants", limits.MAX_BODY), ("/v1/uploads", limits.MAX_UPLOAD_BODY)])
+@pytest.mark.parametrize(
+    ("path", "most"), [("/v1/grants", limits.MAX_BODY), ("/v1/uploads", limits.MAX_UPLOAD_BODY)]
+)
 def test_I17_a_body_at_the_limit_and_one_past_it(server: RunningServer, path: str, most: int) -> None:
     at = _post(server, path, b"{}" + b" " * (most - 2))
     assert (status_of(at), body_of(at)["code"]) == (422, "invalid")
@@ -197,10 +198,10 @@ def test_I17_a_large_body_of_a_stranger_is_not_parsed(server: RunningServer) -> 
     assert status_of(answer) == 401
 
 
-@pytest.mark.parametrize("levels", [limits.MAX_JSON_DEPTH - 1, limits.MAX_JSON_DEPTH, 100_000])
+@pytest.mark.parametrize("levels", [limits.MAX_JSON_DEPTH, limits.MAX_JSON_DEPTH + 1, 100_000])
 def test_I17_json_at_the_depth_limit_and_past_it(server: RunningServer, levels: int) -> None:
     answer = _post(server, "/v1/grants", b'{"a":' + b"[" * levels + b"]" * levels + b"}")
-    assert body_of(answer)["code"] == ("malformed" if levels >= limits.MAX_JSON_DEPTH else "invalid")
+    assert body_of(answer)["code"] == ("malformed" if levels > limits.MAX_JSON_DEPTH else "invalid")
 
 
 @pytest.mark.parametrize("count", [limits.MAX_PAIRS, limits.MAX_PAIRS + 1])
@@ -211,12 +212,19 @@ def test_I17_parameters_at_the_limit_and_one_past_it(server: RunningServer, coun
 
 
 def test_I17_a_body_that_stops_is_given_up(server: RunningServer) -> None:
-    half = server.ask("/v1/grants", "DPoP: a.b.c", "Authorization: DPoP a.b.c", "Content-Length: 9", method="POST", body=b"{")
+    half = server.ask(
+        "/v1/grants",
+        "DPoP: a.b.c",
+        "Authorization: DPoP a.b.c",
+        "Content-Length: 9",
+        method="POST",
+        body=b"{",
+    )
     assert (status_of(half), body_of(half)["code"]) == (400, "malformed")
 
 
 def test_I17_silent_connections_do_not_hold_the_server(server: RunningServer) -> None:
-    """More stalled connections than threads: each is dropped after the silence limit, and others are served."""
+    """More stalled connections than threads: each is dropped in time, and others are served."""
     answers: list[bytes] = []
 
     def stall() -> None:

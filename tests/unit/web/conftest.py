@@ -77,7 +77,9 @@ class Api:
             environ_overrides={"REMOTE_ADDR": "203.0.113.7", **environ},
         )
 
-    def ok(self, who: Person | None, method: str, path: str, body: Json | bytes | None = None, **rest: Any) -> Json:
+    def ok(
+        self, who: Person | None, method: str, path: str, body: Json | bytes | None = None, **rest: Any
+    ) -> Json:
         """The JSON object of an answer that has to be good."""
         answer = self.send(who, method, path, body, **rest)
         assert answer.status_code == 200, answer.get_data(as_text=True)
@@ -85,7 +87,9 @@ class Api:
         assert isinstance(found, dict)
         return found
 
-    def refused(self, who: Person | None, method: str, path: str, body: Json | bytes | None = None, **rest: Any) -> Json:
+    def refused(
+        self, who: Person | None, method: str, path: str, body: Json | bytes | None = None, **rest: Any
+    ) -> Json:
         """The problem document of an answer that has to be a refusal; its status is the document's."""
         answer = self.send(who, method, path, body, **rest)
         assert answer.mimetype == "application/problem+json", answer.get_data(as_text=True)

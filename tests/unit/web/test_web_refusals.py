@@ -73,7 +73,10 @@ def test_the_scheme_has_no_case(world: World, api: Api) -> None:
 
 def test_a_forged_host_changes_nothing(world: World, api: Api) -> None:
     assert api.ok(world.admin, "GET", "/v1/whoami", headers={"Host": "evil.example"})
-    assert api.refused(world.admin, "GET", "/v1/whoami", headers={"Host": "a.example, b.example"})["status"] == 400
+    assert (
+        api.refused(world.admin, "GET", "/v1/whoami", headers={"Host": "a.example, b.example"})["status"]
+        == 400
+    )
 
 
 def test_the_challenge_names_the_error_and_the_metadata(world: World, api: Api) -> None:
@@ -184,7 +187,9 @@ def test_another_media_type_is_415(world: World, api: Api, kind: str) -> None:
 
 def test_a_charset_of_utf_8_is_fine(world: World, api: Api) -> None:
     kind = "application/json; charset=UTF-8"
-    assert api.refused(world.admin, "POST", "/v1/decisions", decision(world), content_type=kind)["status"] == 404
+    assert (
+        api.refused(world.admin, "POST", "/v1/decisions", decision(world), content_type=kind)["status"] == 404
+    )
 
 
 def test_a_method_that_is_not_declared(world: World, api: Api) -> None:
@@ -209,7 +214,11 @@ def token_error(api: Api, world: World, *, status: int = 400, **members: str) ->
 
 def test_token_errors_have_oauths_own_form(world: World, api: Api) -> None:
     details = json.dumps(EVERYTHING)
-    good = {"grant_type": BEARER, "assertion": assertion(world, world.admin), "authorization_details": details}
+    good = {
+        "grant_type": BEARER,
+        "assertion": assertion(world, world.admin),
+        "authorization_details": details,
+    }
     assert token_error(api, world, **{**good, "grant_type": "password"})["error"] == "unsupported_grant_type"
     assert token_error(api, world, **{**good, "assertion": "x.y.z"})["error"] == "invalid_grant"
     assert token_error(api, world, **{**good, "assertion": ""})["error"] == "invalid_request"
@@ -226,11 +235,17 @@ def test_a_proof_that_does_not_hold_at_the_token_endpoint(world: World, api: Api
     sent = {"DPoP": "a.b.c"}
     answer = api.send(None, "POST", "/oauth/token", form(grant_type=BEARER), content_type=FORM, headers=sent)
     found = json.loads(answer.get_data())
-    assert (answer.status_code, found["error"], found["code"]) == (400, "invalid_dpop_proof", "invalid_dpop_proof")
+    assert (answer.status_code, found["error"], found["code"]) == (
+        400,
+        "invalid_dpop_proof",
+        "invalid_dpop_proof",
+    )
 
 
 def test_introspection_needs_a_token(world: World, api: Api) -> None:
-    answer = api.send(world.admin, "POST", "/oauth/introspect", form(token="x"), token="a.b.c", content_type=FORM)
+    answer = api.send(
+        world.admin, "POST", "/oauth/introspect", form(token="x"), token="a.b.c", content_type=FORM
+    )
     assert (answer.status_code, json.loads(answer.get_data())["error"]) == (401, "invalid_token")
     assert "WWW-Authenticate" in answer.headers
 
@@ -246,7 +261,9 @@ def test_every_answer_is_json_and_guarded(api: Api, path: str) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert answer.headers["Request-Id"]
-    assert not {"Set-Cookie", "Access-Control-Allow-Origin", "Strict-Transport-Security"} & set(answer.headers.keys())
+    assert not {"Set-Cookie", "Access-Control-Allow-Origin", "Strict-Transport-Security"} & set(
+        answer.headers.keys()
+    )
 
 
 def test_https_is_insisted_on_where_there_is_https(world: World) -> None:

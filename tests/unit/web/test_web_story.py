@@ -218,14 +218,19 @@ def test_abandon_an_upload(world: World, api: Api) -> None:
 def test_administration(world: World, api: Api) -> None:
     admin, id = world.admin, "workload:github/acme/train"
     api.ok(
-        admin, "POST", "/v1/principals", {"request_id": world.uuid(), "id": id, "roles": ["workload"], "groups": []}
+        admin,
+        "POST",
+        "/v1/principals",
+        {"request_id": world.uuid(), "id": id, "roles": ["workload"], "groups": []},
     )
     path = f"/v1/principals/{id}"
     assert api.ok(admin, "GET", path)["id"] == id
     change: dict[str, Any] = {"request_id": world.uuid(), "groups": ["acme"]}
     api.ok(admin, "PATCH", path, change)
     assert api.ok(admin, "GET", path)["groups"] == ["acme"]
-    assert api.ok(admin, "POST", f"{path}/codes", {"request_id": world.uuid()})["enrolment_code"].startswith("bke1.")
+    assert api.ok(admin, "POST", f"{path}/codes", {"request_id": world.uuid()})["enrolment_code"].startswith(
+        "bke1."
+    )
     assert {row["id"] for row in api.ok(admin, "GET", "/v1/principals")["principals"]} == {"user:admin", id}
     api.ok(admin, "PUT", "/v1/collections/acme", {"request_id": world.uuid(), "readers": ["acme", "nlp"]})
     [row] = api.ok(admin, "GET", "/v1/collections")["collections"]
