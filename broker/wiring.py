@@ -111,6 +111,16 @@ class Wired:
     close: Callable[[], None]
 
 
+def check_start(settings: Settings) -> None:
+    """Everything that :func:`build_house` checks, before any worker is started, so that it is said once.
+
+    Raises:
+        As :func:`build_house`.
+    """
+    wired = _open(settings)
+    wired.close()
+
+
 def build_house(settings: Settings) -> House:
     """Join everything that the settings name. The database must be migrated and the log founded.
 
@@ -119,6 +129,10 @@ def build_house(settings: Settings) -> House:
         RollbackDetected: The log does not extend the newest tree head that was published.
         IntegrityFailure: The stored tail does not hold.
     """
+    return _open(settings).house
+
+
+def _open(settings: Settings) -> Wired:
     wired = _join(settings)
     try:
         if not founding.is_founded(wired.house):
@@ -130,7 +144,7 @@ def build_house(settings: Settings) -> House:
     except BrokerError:
         wired.close()
         raise
-    return wired.house
+    return wired
 
 
 def _join(settings: Settings) -> Wired:

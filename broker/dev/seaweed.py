@@ -226,6 +226,9 @@ def _command(settings: SeaweedSettings) -> list[str]:
         "master.port": ports["master"],
         "master.port.grpc": ports["master_grpc"],
         "master.telemetry": "false",
+        # With its old state the master waits for an election, often for five or fifteen seconds. What the
+        # state holds (the highest volume and file ids) the volumes tell it again when they register.
+        "master.resumeState": "false",
         "master.volumeSizeLimitMB": 1024,
         "volume.port": ports["volume"],
         "volume.port.grpc": ports["volume_grpc"],

@@ -219,6 +219,8 @@ def _prepare_database(home: Path) -> Profile:
         store_hosts=tuple(seeded["store_hosts"]),
     )
     write_file(folder / CONFIG, config_text(profile).encode(), mode=0o644)
+    # What would keep the server from starting is said here, in full, instead of in its log.
+    wiring.check_start(settings)
     return profile
 
 

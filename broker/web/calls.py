@@ -118,7 +118,7 @@ class Route:
     @property
     def summary(self) -> str:
         """One line that says what the route answers."""
-        return (self.handler.__doc__ or "").partition("\n")[0].partition(". Source:")[0].rstrip(".")
+        return (self.handler.__doc__ or "").partition("\n")[0].partition(". ")[0].rstrip(".")
 
     @property
     def parameters(self) -> list[str]:

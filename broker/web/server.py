@@ -273,8 +273,13 @@ def run_server(settings: Settings) -> None:
     """Serve as the settings say, until SIGTERM or SIGINT; see :func:`serve`.
 
     Raises:
-        ConfigurationError: The application does not start.
+        ConfigurationError: A setting is wrong, or the application does not start.
+        RollbackDetected: The log does not extend what was published.
     """
+    from broker.wiring import check_start
+
+    # Once, before any worker: what is wrong is said in full and with its own exit status.
+    check_start(settings)
 
     def make_app() -> Flask:
         from broker.web.app import build_app

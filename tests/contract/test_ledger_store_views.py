@@ -16,6 +16,7 @@ from broker.db import LedgerStore
 from broker.db.search import search_statement
 from broker.db.tables import INDEXED
 from broker.errors import IntegrityFailure
+from broker.ledger.query import matches
 from broker.model import IndexRow, Principal, Query
 from broker.runtime import SystemClock
 from tests.databases import (
@@ -132,22 +133,6 @@ ROWS = [
         )
     )
 ]
-
-
-def lower(value: str) -> str:
-    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in value)
-
-
-def matches(row: IndexRow, query: Query) -> bool:
-    """The meaning of a query, said without SQL."""
-    if any(getattr(query, n) is not None and getattr(row, n) != getattr(query, n) for n in INDEXED):
-        return False
-    if query.since is not None and row.time < query.since:
-        return False
-    if query.until is not None and row.time >= query.until:
-        return False
-    texts = [lower(t) for t in (row.principal, row.artifact, row.purpose, *row.policies) if t is not None]
-    return all(any(lower(term) in one for one in texts) for term in query.text)
 
 
 QUERIES = [

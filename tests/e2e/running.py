@@ -137,12 +137,12 @@ class Stack:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL for what is left of it."""
+        """SIGKILL for all of it that is left."""
         if self.process is not None and self.process.poll() is None:
-            pids = children_of(self.process.pid)
-            self.process.kill()
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait()
-            until(lambda: not any(map(is_running, pids)), what="the children of a killed stack", seconds=30)
         self.process = None
 
     @property
@@ -180,10 +180,11 @@ class Stack:
 
     # -- behind the broker's back ------------------------------------------------------------
 
-    def s3(self) -> Any:
+    @contextlib.contextmanager
+    def s3(self) -> Iterator[Any]:
         """A client of the store with the stack's own credentials."""
         state = self.state
-        return boto3.client(
+        found = boto3.client(
             "s3",
             endpoint_url=self.ready["s3"]["endpoint"],
             region_name="us-east-1",
@@ -191,14 +192,33 @@ class Stack:
             aws_secret_access_key=state["secret_key"],
             config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
         )
+        with contextlib.closing(found):
+            yield found
+
+    @property
+    def bucket(self) -> str:
+        return str(self.ready["s3"]["bucket"])
 
     def objects(self) -> dict[str, tuple[int, str]]:
         """Name -> (size, ETag) of every object in the bucket."""
-        found = {}
-        for page in self.s3().get_paginator("list_objects_v2").paginate(Bucket=self.ready["s3"]["bucket"]):
-            for item in page.get("Contents", []):
-                found[item["Key"]] = (item["Size"], item["ETag"])
-        return found
+        with self.s3() as s3:
+            pages = list(s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket))
+        return {
+            item["Key"]: (item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", [])
+        }
+
+    def flip(self, name: str, offset: int) -> bytes:
+        """Replace an object by one with a flipped bit at ``offset``; returns what it was."""
+        with self.s3() as s3:
+            was: bytes = s3.get_object(Bucket=self.bucket, Key=name)["Body"].read()
+            changed = was[:offset] + bytes([was[offset] ^ 1]) + was[offset + 1 :]
+            s3.put_object(Bucket=self.bucket, Key=name, Body=changed)
+        return was
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write an object as the store's administrator can."""
+        with self.s3() as s3:
+            s3.put_object(Bucket=self.bucket, Key=name, Body=data)
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """One statement in the database, as its administrator could."""

@@ -11,8 +11,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from broker.db import LedgerStore
+from broker.drafts import NewEntry
 from broker.errors import IntegrityFailure, RollbackDetected
 from broker.ledger import merkle
+from broker.ledger.audit import Auditor, Verdict
+from broker.ledger.entry import build_entry, index_row, parse_entry
+from broker.ledger.note import TreeHead
 from tests.databases import (
     append_together,
     check_ledger,
@@ -23,6 +27,7 @@ from tests.databases import (
     open_store,
     store,  # noqa: F401 - a fixture
 )
+from tests.unit.ledger.samples import sample_log
 
 SIZE = 10
 
@@ -183,6 +188,65 @@ def test_I10_a_ledger_that_was_emptied_does_not_begin_again(
         other.initialize()
     refused(other, intruder, caplog)
     other.close()
+
+
+# -- what the auditor finds ---------------------------------------------------------------------------
+
+
+def audit(store: LedgerStore, heads: list[TreeHead]) -> Verdict:
+    with store.reader() as reader:
+        auditor = Auditor(heads=heads, stored_hashes=reader.hashes, full=True)
+        auditor.feed(reader.entries(0, 1 << 40), index_rows=reader.index_rows(0, 1 << 40))
+        return auditor.finish()
+
+
+FORGED = build_entry(type="abandon", time=1, salt=bytes(16), upload="u_forged")
+
+
+@pytest.mark.parametrize(
+    ("statements", "index", "interval"),
+    [
+        (["UPDATE ledger_entries SET entry = :forged WHERE idx = 3"], 3, None),
+        (["UPDATE ledger_entries SET leaf_hash = :leaf WHERE idx = 5"], 5, None),
+        (["DELETE FROM ledger_entries WHERE idx = 7"], 7, None),
+        (["DELETE FROM ledger_entries WHERE idx = 299"], 299, None),
+        (["INSERT INTO ledger_entries (idx, entry, leaf_hash) VALUES (300, :forged, :other)"], 300, None),
+        (
+            [
+                "UPDATE ledger_entries SET idx = -1 WHERE idx = 8",
+                "UPDATE ledger_entries SET idx = 8 WHERE idx = 9",
+                "UPDATE ledger_entries SET idx = 9 WHERE idx = -1",
+            ],
+            None,
+            (0, 100),
+        ),
+        (["UPDATE ledger_entries SET entry = :forged, leaf_hash = :leaf WHERE idx = 150"], None, (100, 200)),
+        (["UPDATE ledger_index SET purpose = 'another' WHERE idx = 11"], 11, None),
+        (["DELETE FROM ledger_index WHERE idx = 12"], 12, None),
+        (["UPDATE ledger_hashes SET hash = :leaf"], 0, None),
+    ],
+    ids=["entry", "hash", "gap", "end", "insert", "swap", "rewrite", "search", "search-gap", "node"],
+)
+def test_I10_a_changed_row_is_named(
+    store: LedgerStore,
+    intruder: Engine,
+    statements: list[str],
+    index: int | None,
+    interval: tuple[int, int] | None,
+) -> None:
+    heads = []
+    log = sample_log(300)
+    for start in range(0, 300, 100):
+        made = [NewEntry(data=d, index=index_row(parse_entry(d))) for d in log[start : start + 100]]
+        tail = store.append(draft(entries=tuple(made))).tail
+        heads.append(TreeHead(origin="log.example", size=tail.size, root=tail.root))
+    assert audit(store, heads).ok
+    values = {"forged": FORGED, "leaf": merkle.leaf_hash(FORGED), "other": b"h" * 32}
+    for statement in statements:
+        run(intruder, statement, **{name: value for name, value in values.items() if f":{name}" in statement})
+    verdict = audit(store, heads)
+    assert not verdict.ok
+    assert (verdict.first_bad_index, verdict.first_bad_interval) == (index, interval), verdict.problems
 
 
 def test_I10_a_tail_under_another_integrity_key_is_refused(filled: LedgerStore, database_url: str) -> None:
