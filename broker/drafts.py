@@ -58,10 +58,10 @@ class Charge:
 class Draft:
     """One unit of work for the ledger: applied whole, or not at all.
 
-    Under the tail lock, in this order: the proof is used (else ReplayedProof); a repeated request is
-    answered with its first entry (another body: Conflict); ``epoch`` must still be current and every
-    row of ``expects`` unchanged (else StaleDecision); charges are made (else OverBudget); entries are
-    appended, rows written with the index of the first entry, the epoch bumped.
+    Under the tail lock, in this order: the proof is used (else ReplayedProof); ``epoch`` must still be
+    current (else StaleDecision); a repeated request is answered with its first entry (another body:
+    Conflict); every row of ``expects`` must be unchanged (else StaleDecision); charges are made (else
+    OverBudget); entries are appended, rows written with the index of the first entry, the epoch bumped.
 
     A draft without entries only uses its proof (a read that is not recorded), or changes loose
     bookkeeping.

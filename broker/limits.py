@@ -41,6 +41,10 @@ MAX_GLOBS: Final = 64
 MAX_GLOB: Final = 1 * KIB
 MAX_SCOPE_MATCHES: Final = 2_000_000
 """Paths of a selection times patterns of a token's scope that one request may cost."""
+MAX_MATCH_STEPS: Final = 50_000_000
+"""Segments of paths times segments of patterns that one request may cost, for scope and selection each."""
+MAX_EVIDENCE_BODY: Final = 64 * KIB
+"""Body of a request that is kept whole as evidence; of a larger one its digest is."""
 PROOF_WINDOW: Final = 60
 """A proof is fresh when ``iat`` is within this many seconds of the broker's clock, either way."""
 REPLAY_KEEP: Final = 4 * PROOF_WINDOW

@@ -10,10 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from broker import limits
-from broker.errors import InvalidRequest
+from broker.errors import InvalidRequest, TooLarge
 
 _PART: Final = r"[a-z0-9][a-z0-9._-]{0,62}"
 _PART_RE: Final = re.compile(_PART)
@@ -129,19 +130,16 @@ def check_distinct_paths(paths: Iterable[str]) -> None:
         InvalidRequest: Two of them collide; the message names them.
     """
     seen: dict[str, str] = {}
-    folders: dict[str, str] = {}
     for path in paths:
         folded = fold_path(path)
         if folded in seen:
             raise InvalidRequest(f"paths {seen[folded]!r} and {path!r} differ by case or Unicode form only")
         seen[folded] = path
-        parent = folded
-        while "/" in parent:
-            parent = parent.rpartition("/")[0]
-            folders.setdefault(parent, path)
-    for folded, path in seen.items():
-        if folded in folders:
-            raise InvalidRequest(f"path {path!r} is both a file and the folder of {folders[folded]!r}")
+    # With the separator before every other character, what is inside a folder follows it directly. So
+    # neighbours tell, and nothing is remembered of the folders of a deep path (I17).
+    for before, after in pairwise(sorted(seen, key=lambda folded: folded.replace("/", "\0"))):
+        if after.startswith(f"{before}/"):
+            raise InvalidRequest(f"path {seen[before]!r} is both a file and the folder of {seen[after]!r}")
 
 
 def parse_ref(text: str) -> Ref:
@@ -319,6 +317,22 @@ def _glob_pieces(segment: str, text: str) -> Iterable[str]:
 
 _CLASS_RE: Final = re.compile(r"(?:[A-Za-z0-9._](?:-[A-Za-z0-9])?)+")
 _RANGE_RE: Final = re.compile(r"(.)-(.)")
+
+
+def check_match_effort(paths: Iterable[str], patterns: Iterable[str]) -> None:
+    """Matching every path with every pattern takes seconds at most (I17).
+
+    A match costs up to the segments of its path times those of its pattern, and a caller may choose both.
+
+    Raises:
+        TooLarge: All of them together exceed ``limits.MAX_MATCH_STEPS``.
+    """
+    width = sum(pattern.count("/") + 1 for pattern in patterns)
+    if width and width * sum(path.count("/") + 1 for path in paths) > limits.MAX_MATCH_STEPS:
+        raise TooLarge(
+            "the patterns are too many, or too long, for so many paths",
+            next="use fewer or shorter patterns, or select fewer files",
+        )
 
 
 def select_paths(

@@ -44,7 +44,7 @@ def make_settings(home: Path) -> embedded.SeaweedSettings:
     """Settings of a fresh embedded store under ``home``."""
     return embedded.SeaweedSettings(
         home=home,
-        ports=embedded.choose_ports(embedded.PORT_NAMES),
+        ports=embedded.choose_ports(embedded.PORT_NAMES, entropy=SystemEntropy()),
         access_key="test-access",
         secret_key=SystemEntropy().random_bytes(16).hex(),
     )

@@ -116,6 +116,7 @@ class Batch:
             IntegrityFailure: A row that it rests on does not carry the broker's MAC.
         """
         self._check_proof(draft.proof)
+        self._check_epoch(draft)
         first = self._find_first(draft.request)
         if first is not None:
             self._use(draft.proof)
@@ -153,10 +154,13 @@ class Batch:
             raise Conflict("this request id was used with another body", next="use a new request id")
         return first
 
-    def _check_expectations(self, draft: Draft) -> None:
+    def _check_epoch(self, draft: Draft) -> None:
         if draft.epoch is not None and draft.epoch != self._epoch:
-            # I15: what was decided before a change of who may do what is decided again.
+            # I15: what was decided before a change of who may do what is decided again; a repetition
+            # too, since its first outcome is released once more.
             raise StaleDecision("access changed while this was decided")
+
+    def _check_expectations(self, draft: Draft) -> None:
         for expected in draft.expects:
             found = self._held.find_row(row_id(expected))
             if isinstance(expected, Absent):

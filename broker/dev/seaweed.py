@@ -57,18 +57,30 @@ STOP_SECONDS: Final = 8.0
 """Time for a stop by SIGTERM (about one second is normal) before SIGKILL; both lose no acknowledged data."""
 _POLL_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 1.0
+_FIRST_PORT: Final = 10_000
+_PORTS: Final = 20_000
 _IDLE_SECONDS: Final = 2
 _GRPC_SOCKETS: Final = ("s3", "master", "volume", "filer", "admin")
 _IDENTITY: Final = "s3.json"
 _LOG_TAIL: Final = 2000
 
 
-def choose_ports(names: tuple[str, ...]) -> dict[str, int]:
-    """A free loopback TCP port for each name, all different."""
-    held = {name: socket.socket() for name in names}
+def choose_ports(names: tuple[str, ...], *, entropy: Entropy) -> dict[str, int]:
+    """A free loopback TCP port for each name, all different, that nobody takes by accident later.
+
+    They are below the range from which the kernel gives ports to outgoing connections.
+    """
+    held: dict[str, socket.socket] = {}
     try:
-        for each in held.values():
-            each.bind(("127.0.0.1", 0))
+        for name in names:
+            while name not in held:
+                probe = socket.socket()
+                port = _FIRST_PORT + int.from_bytes(entropy.random_bytes(4), "big") % _PORTS
+                try:
+                    probe.bind(("127.0.0.1", port))
+                    held[name] = probe
+                except OSError:
+                    probe.close()
         return {name: each.getsockname()[1] for name, each in held.items()}
     finally:
         for each in held.values():

@@ -75,7 +75,7 @@ def load_state(home: Path, *, port: int | None, database_url: str | None, entrop
 
 
 def _new_state(home: Path, port: int | None, database_url: str | None, entropy: Entropy) -> DevState:
-    ports = choose_ports(("http", *PORT_NAMES))
+    ports = choose_ports(("http", *PORT_NAMES), entropy=entropy)
     return DevState(
         port=port or ports["http"],
         store_ports={name: ports[name] for name in PORT_NAMES},

@@ -245,7 +245,7 @@ def permits(levels: Sequence[Sequence[Json]], ask: Ask) -> None:
 
     Raises:
         ScopeExceeded: A level has none, or there is no level, or there are too many (I03, I07).
-        TooLarge: Paths times patterns exceed ``limits.MAX_SCOPE_MATCHES`` (I17).
+        TooLarge: Paths times patterns exceed ``limits.MAX_SCOPE_MATCHES`` or ``MAX_MATCH_STEPS`` (I17).
     """
     _covering(levels, ask)
 
@@ -340,8 +340,9 @@ def _narrowing_patterns(detail: Detail) -> tuple[names.Glob, ...]:
 
 def _check_effort(near: Sequence[Sequence[Detail]], ask: Ask) -> None:
     # I17: the caller chooses both factors, and 100,000 paths times every pattern of a token is minutes.
-    patterns = sum(len(_narrowing_patterns(detail)) for level in near for detail in level)
-    if patterns * len(ask.paths or ()) > limits.MAX_SCOPE_MATCHES:
+    patterns = [glob.text for level in near for detail in level for glob in _narrowing_patterns(detail)]
+    names.check_match_effort(ask.paths or (), patterns)
+    if len(patterns) * len(ask.paths or ()) > limits.MAX_SCOPE_MATCHES:
         raise TooLarge(
             "the selection is too large for the number of patterns in the token's scope",
             next="select fewer files, or ask for a token with fewer patterns",

@@ -230,7 +230,8 @@ def _first_outcome(house: House, made: Plan, recorded: Recorded) -> Plan:
     first ones.
 
     Raises:
-        Conflict: The first lease has run out, or the id belongs to a request of another kind.
+        Conflict: The first lease has run out, another version is the newest one by now, or the id
+            belongs to a request of another kind.
     """
     entry = recorded.entry
     with house.ledger.view() as view:
@@ -240,6 +241,9 @@ def _first_outcome(house: House, made: Plan, recorded: Recorded) -> Plan:
         row = view.find(Lease, entry["grant"], entry["lease"])
         if grant is None or row is None or grant.status != ACTIVE:
             raise GrantRevoked("the grant of this request was revoked")
+        if grant.manifest != made.grant.manifest:
+            # I01: the entry speaks of the version that was the newest then; no other leaves under it.
+            raise Conflict("another version is the newest one by now", next="use a new request_id")
         if row.expires <= view.now or row.recipient != made.lease.recipient:
             raise Conflict("the lease of this request has run out", next="ask for a new lease")
     runs = tuple((run[0], run[1], run[2]) for run in json.loads(row.extents))

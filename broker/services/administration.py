@@ -78,7 +78,7 @@ def administer(
                 **caller.members(),
             }
             made = change(view, caller, common)
-        except Denied as error:
+        except denials.REFUSALS as error:
             refusal.append(error)
             denied = answer if answer is not None and not answer.allowed else None
             return denials.denial_draft(
@@ -99,6 +99,7 @@ def administer(
     return recorded
 
 
+@denials.recorded("administer")
 def read_administration(house: House, request: authn.SignedRequest, area: str, right: str) -> authn.Caller:
     """Policy and token let the caller look at ``area``; the proof is used up.
 

@@ -12,7 +12,7 @@ from typing import Final
 from broker import limits
 from broker.canonical import Json, b64url, canonical_bytes, format_time, parse_json
 from broker.drafts import Draft, RequestKey
-from broker.errors import BrokerError, Denied, InvalidRequest, NotFound
+from broker.errors import BrokerError, InvalidRequest, NotFound
 from broker.identity import scope
 from broker.ledger import entry as entries
 from broker.ledger import merkle, receipt
@@ -55,7 +55,7 @@ def _authorize(house: House, request: authn.SignedRequest, right: str, query: st
             )
             if not answer.allowed:
                 raise answer.refusal("reading the ledger")
-        except Denied as error:
+        except denials.REFUSALS as error:
             refusal.append(error)
             return denials.denial_draft(house, caller, error=error, action="audit", answer=answer)
         return _query_draft(house, caller, right, query)
@@ -71,7 +71,8 @@ def _query_draft(house: House, caller: authn.Caller, right: str, query: str) -> 
     shown = entries.cut_name(f"{right} {query}".strip(), size=limits.MAX_QUERY)
     # One entry for each auditor, query and hour: the hour's first request gives the id, and every
     # later one is a repetition of it, which adds nothing but the use of its own proof.
-    digest = digest_of(canonical_bytes([caller.principal.id, shown, hour]))
+    # The whole query, not what of it fits the entry: two that differ at their ends are two.
+    digest = digest_of(canonical_bytes([caller.principal.id, right, query, hour]))
     entry = new_entry(
         house,
         time=caller.now,
@@ -171,6 +172,7 @@ def inclusion(house: House, request: authn.SignedRequest, index: int) -> Json:
         return {"receipt": _prove(house, view, index).receipt}
 
 
+@denials.recorded("audit")
 def consistency(house: House, request: authn.SignedRequest, from_size: int, to_size: int | None) -> Json:
     """Proof that the tree of ``to_size`` (None: the newest) extends that of ``from_size``.
 

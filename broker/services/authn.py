@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker import limits
-from broker.canonical import Json, b64url
+from broker.canonical import Json, b64url, sha256_digest
 from broker.drafts import Draft, ProofUse
 from broker.errors import InvalidProof, InvalidToken, NotAuthenticated
 from broker.identity import nonce, proof, token
@@ -45,6 +45,8 @@ class Caller:
     proof: proof.VerifiedProof
     request: SignedRequest
     now: int
+    epoch: int
+    """``state_epoch`` of the snapshot that the caller was authenticated in."""
 
     @property
     def proof_use(self) -> ProofUse:
@@ -71,15 +73,21 @@ class Caller:
 
 
 def request_evidence(request: SignedRequest) -> Json:
-    """Method, path, query, body and proof: what a third party needs to see that the key asked."""
-    return {
+    """Method, path, query, body and proof: what a third party needs to see that the key asked.
+
+    Of a body larger than ``limits.MAX_EVIDENCE_BODY`` the digest is kept, which is what the proof
+    covers: a refused list of files must not fill the database (I17).
+    """
+    found = {
         "method": request.method,
         "path": request.raw_path,
         "query": request.query.decode("ascii", "replace"),
-        "body": b64url(request.body),
         "proof": request.proof or "",
         "network": request.network,
     }
+    if len(request.body) > limits.MAX_EVIDENCE_BODY:
+        return {**found, "body_digest": sha256_digest(request.body)}
+    return {**found, "body": b64url(request.body)}
 
 
 def use_of(verified: proof.VerifiedProof, now: int) -> ProofUse:
@@ -155,7 +163,14 @@ def authenticate(house: House, view: View, request: SignedRequest) -> Caller:
         raise InvalidToken("the key of the access token belongs to another principal")
     levels = json.loads(row.limits)
     return Caller(
-        principal=principal, key=key, token=row, levels=levels, proof=verified, request=request, now=now
+        principal=principal,
+        key=key,
+        token=row,
+        levels=levels,
+        proof=verified,
+        request=request,
+        now=now,
+        epoch=view.epoch,
     )
 
 
@@ -199,5 +214,6 @@ def use_proof(house: House, caller: Caller) -> None:
 
     Raises:
         ReplayedProof: It was used before, on any replica.
+        StaleDecision: Access changed since the caller was authenticated: the read has to be made again.
     """
-    house.ledger.append(Draft(proof=caller.proof_use, epoch=None))
+    house.ledger.append(Draft(proof=caller.proof_use, epoch=caller.epoch))

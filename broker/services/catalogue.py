@@ -14,7 +14,7 @@ from broker.ledger.entry import cut_name
 from broker.model import Artifact, Collection, Key, ManifestRow, Principal, Version
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import authn, completing, deciding, lookup
+from broker.services import authn, completing, deciding, denials, lookup
 from broker.services.house import House
 from broker.services.record import decide_and_record, new_entry, sign_head
 
@@ -35,6 +35,7 @@ def version_json(row: Version) -> Json:
     }
 
 
+@denials.recorded("describe")
 def whoami(house: House, request: authn.SignedRequest) -> Json:
     """The caller: principal, every key bound to it (so a false one is noticed), and this token."""
     with house.ledger.view() as view:
@@ -66,6 +67,7 @@ def _permit(caller: authn.Caller, collection: str | None = None, name: str | Non
     scope.permits(caller.levels, scope.Ask(action="describe", collection=collection, name=name))
 
 
+@denials.recorded("describe")
 def list_artifacts(
     house: House,
     request: authn.SignedRequest,
@@ -107,6 +109,7 @@ def _artifact_json(view: View, row: Artifact) -> Json:
     }
 
 
+@denials.recorded("describe")
 def show_artifact(house: House, request: authn.SignedRequest, collection: str, name: str) -> Json:
     """An artifact and its versions in the order of their commits.
 
@@ -138,7 +141,15 @@ def _visible(
     name: str,
     version: str | None,
 ) -> Version:
-    _permit(caller, collection, name)
+    row = lookup.resolve_version(view, collection, name, version)
+    ask = scope.Ask(
+        action="describe",
+        collection=collection,
+        name=name,
+        version=row.version if row else version,
+        manifest=row.manifest if row else None,
+    )
+    scope.permits(caller.levels, ask)
     found = lookup.find_visible(
         house, view, caller.principal, collection, name, version, network=caller.request.network
     )
@@ -147,6 +158,7 @@ def _visible(
     return found.version
 
 
+@denials.recorded("describe")
 def show_version(
     house: House, request: authn.SignedRequest, collection: str, name: str, version: str | None
 ) -> Json:
@@ -162,6 +174,7 @@ def show_version(
     return version_json(row)
 
 
+@denials.recorded("describe")
 def show_manifest(
     house: House, request: authn.SignedRequest, collection: str, name: str, version: str | None
 ) -> Json:
@@ -213,6 +226,7 @@ class DecisionRequest:
     have: str | None = None
 
 
+@denials.recorded("describe")
 def dry_run(house: House, request: authn.SignedRequest, wanted: DecisionRequest) -> Json:
     """Policy's answer without releasing anything; itself recorded.
 

@@ -15,8 +15,9 @@ from broker.errors import Conflict, IntegrityFailure, InvalidRequest, StoreUnava
 from broker.model import Artifact, Collection, Group, ManifestRow, Row, Upload, Version
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import authn, catalogue, completing, publish, releasing
+from broker.services import authn, catalogue, completing, denials, publish, releasing
 from broker.services.house import House
+from broker.services.planning import RefusedError
 from broker.services.record import decide_and_record, digest_of, new_entry
 
 MAX_URLS = 1000
@@ -48,13 +49,17 @@ def _open_upload(house: House, view: View, caller: authn.Caller, id: str) -> Upl
         state = row.status if row.status != publish.OPEN else "expired"
         raise Conflict(f"the upload is {state}", next="broker put again: it begins a new upload")
     # I15: whoever lost the right to publish since P2 gets no further URL and no commit.
-    publish.check_publish(house, view, caller, publish.description_of(row))
+    try:
+        publish.check_publish(house, view, caller, publish.description_of(row))
+    except denials.REFUSALS as error:
+        raise RefusedError(error, row.artifact, row.version) from error
     return row
 
 
 # -- P4 ---------------------------------------------------------------------------------------------------
 
 
+@denials.recorded("publish")
 def urls(house: House, request: authn.SignedRequest, wanted: UrlsRequest) -> Json:
     """Create-only upload URLs for the wanted parts. The entry of P2 covers them (I01).
 
@@ -119,6 +124,7 @@ def _segments_url(house: House, row: Upload, files: list[list[object]], file: in
     return {"file": file, "url": url, "headers": headers, "expires_at": format_time(expires)}
 
 
+@denials.recorded("publish")
 def status(house: House, request: authn.SignedRequest, id: str) -> Json:
     """What the store already holds of an upload, so that a rerun sends only the rest."""
     with house.ledger.view() as view:
@@ -152,6 +158,7 @@ def multiparts(row: Upload) -> dict[int, str]:
 # -- P6 and P7 --------------------------------------------------------------------------------------------
 
 
+@denials.recorded("publish")
 def commit(house: House, request: authn.SignedRequest, wanted: CommitRequest) -> Json:
     """P6 and P7: verify everything, then make the version visible in one transaction.
 

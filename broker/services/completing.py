@@ -11,7 +11,7 @@ from broker.errors import InvalidRequest
 from broker.model import ACTIVE, REVOKED, Grant
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import access, authn, deciding, planning
+from broker.services import access, authn, deciding, denials, planning
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
@@ -93,6 +93,7 @@ def complete(
     return proof_json(recorded)
 
 
+@denials.recorded("read")
 def show_grant(house: House, request: authn.SignedRequest, id: str) -> Json:
     """One of the caller's own grants."""
     with house.ledger.view() as view:
@@ -102,6 +103,7 @@ def show_grant(house: House, request: authn.SignedRequest, id: str) -> Json:
     return {"grant": grant_json(grant)}
 
 
+@denials.recorded("revoke-own")
 def revoke_own_grant(house: House, request: authn.SignedRequest, id: str, *, have: str | None) -> Json:
     """An owner ends a grant: no further lease, from the next request on (I15).
 

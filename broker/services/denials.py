@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Final
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from broker import limits
 from broker.canonical import format_time
 from broker.drafts import Draft, NewEntry
-from broker.errors import BrokerError, RateLimited
+from broker.errors import ApprovalNeeded, BrokerError, Denied, LedgerUnavailable, RateLimited
 from broker.ledger.entry import cut_name
+from broker.ports import StaleDecision, View
 from broker.services import authn
 from broker.services.deciding import Answer
+from broker.services.denial_meter import MINUTE_MS
 from broker.services.house import House
-from broker.services.record import new_entry
+from broker.services.planning import RefusedError
+from broker.services.record import MAX_DECISIONS, decide_and_record, new_entry
 
-_MINUTE: Final = 60_000
+P = ParamSpec("P")
+T = TypeVar("T")
 
-
-class DenialMeter:
-    """Counts a principal's recorded denials over a sliding minute, in this process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent: dict[str, list[int]] = {}
-        self._dropped: dict[str, tuple[int, int]] = {}
-
-    def admit(self, principal: str, now: int) -> bool:
-        """Whether one more denial gets an entry of its own; else it is counted for the summary."""
-        with self._lock:
-            recent = [t for t in self._recent.get(principal, ()) if t > now - _MINUTE]
-            admitted = len(recent) < limits.DENIALS_PER_MINUTE
-            if admitted:
-                recent.append(now)
-            else:
-                count, since = self._dropped.get(principal, (0, now))
-                self._dropped[principal] = (count + 1, since)
-            self._recent[principal] = recent
-            return admitted
-
-    def take_dropped(self, principal: str) -> tuple[int, int] | None:
-        """(count, since) of denials that were only counted, and forget them: for the summary entry."""
-        with self._lock:
-            return self._dropped.pop(principal, None)
-
-    def retry_after(self, principal: str, now: int) -> int:
-        """Seconds until one more denial gets an entry."""
-        with self._lock:
-            recent = self._recent.get(principal) or [now]
-            return max(1, (recent[0] + _MINUTE - now + 999) // 1000)
-
-
-METER: Final = DenialMeter()
+REFUSALS: Final = (Denied, ApprovalNeeded)
+"""What an authenticated caller may be told only after it is on record."""
 
 
 def denial_draft(
@@ -71,10 +43,10 @@ def denial_draft(
         RateLimited: The principal has had its denials of this minute; the rest are summed up.
     """
     now, principal = caller.now, caller.principal.id
-    if not METER.admit(principal, now):
+    if not house.denial_meter.admit(principal, now):
         raise RateLimited(
             "too many denied requests",
-            retry_after=METER.retry_after(principal, now),
+            retry_after=house.denial_meter.retry_after(principal, now),
             why=f"at most {limits.DENIALS_PER_MINUTE} denied requests a minute are recorded one by one",
             next="wait, and ask only for what you may read",
         )
@@ -87,7 +59,11 @@ def denial_draft(
             decision=(
                 answer.decision.as_json()
                 if answer
-                else {"effect": "deny", "policies": [], "reason": error.code.replace("_", "-")}
+                else {
+                    "effect": "deny",
+                    "policies": list(error.policies) if isinstance(error, Denied) else [],
+                    "reason": error.code.replace("_", "-"),
+                }
             ),
             action=action,
             artifact=cut_name(artifact) if artifact else None,
@@ -101,18 +77,93 @@ def denial_draft(
 
 
 def _summary(house: House, principal: str, now: int) -> list[NewEntry]:
-    dropped = METER.take_dropped(principal)
-    if dropped is None:
-        return []
-    count, since = dropped
-    return [
-        new_entry(
-            house,
-            time=now,
-            type="denial-summary",
-            principal=principal,
-            counts={"denied": count},
-            since=format_time(since),
-            until=format_time(now),
-        )
-    ]
+    dropped = house.denial_meter.take_dropped(principal)
+    return [] if dropped is None else [_summary_entry(house, principal, *dropped, now)]
+
+
+def _summary_entry(house: House, principal: str, count: int, since: int, now: int) -> NewEntry:
+    return new_entry(
+        house,
+        time=now,
+        type="denial-summary",
+        principal=principal,
+        counts={"denied": count},
+        since=format_time(since),
+        until=format_time(now),
+    )
+
+
+def summarise(house: House, *, force: bool = False) -> None:
+    """Record the denials that were only counted and whose minute is over (with ``force``: all of them).
+
+    A principal that stops asking after a flood has no further denial that could carry its summary.
+
+    Raises:
+        LedgerUnavailable: They cannot be written; the counts are kept for the next try.
+    """
+    now = house.clock.now()
+    for principal, (count, since) in house.denial_meter.take_all_dropped(
+        now + 1 if force else now - MINUTE_MS
+    ).items():
+        entry = _summary_entry(house, principal, count, since, now)
+        try:
+            house.ledger.append(Draft(entries=(entry,)))
+        except Exception:
+            house.denial_meter.give_back(principal, count, since)
+            raise
+
+
+def record_denial(
+    house: House,
+    request: authn.SignedRequest,
+    error: BrokerError,
+    *,
+    action: str,
+    artifact: str | None = None,
+    version: str | None = None,
+) -> None:
+    """Record a refusal that was decided where nothing else is recorded; it is told after that.
+
+    Raises:
+        RateLimited: As :func:`denial_draft`.
+        LedgerUnavailable: It is not on record: nothing may be told.
+    """
+
+    def decide(view: View) -> Draft:
+        caller = authn.authenticate(house, view, request)
+        return denial_draft(house, caller, error=error, action=action, artifact=artifact, version=version)
+
+    decide_and_record(house, decide)
+
+
+Use = Callable[Concatenate[House, authn.SignedRequest, P], T]
+
+
+def recorded(action: str) -> Callable[[Use[P, T]], Use[P, T]]:
+    """Wraps a use case whose success makes no entry of its own: its refusals do.
+
+    What was read or decided before a change of who may do what is read and decided again (I15).
+    """
+
+    def wrap(use: Use[P, T]) -> Use[P, T]:
+        @functools.wraps(use)
+        def carry_out(house: House, request: authn.SignedRequest, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            for _ in range(MAX_DECISIONS):
+                try:
+                    return use(house, request, *args, **kwargs)
+                except StaleDecision:
+                    continue
+                except RefusedError as refused:
+                    about = {"artifact": refused.artifact, "version": refused.version}
+                    record_denial(house, request, refused.error, action=action, **about)
+                    raise refused.error from refused
+                except REFUSALS as error:
+                    record_denial(house, request, error, action=action)
+                    raise
+            raise LedgerUnavailable(
+                "access rules changed too often while this request waited", next="try the same request again"
+            )
+
+        return carry_out
+
+    return wrap

@@ -12,6 +12,7 @@ from broker.ledger import note
 from broker.policy.bundle import Bundle
 from broker.policy.engine import PolicyEngine
 from broker.ports import Clock, Entropy, KeyCustody, Ledger, ObjectStore, Presigner, TreeHeadStore
+from broker.services.denial_meter import DenialMeter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class House:
     """Whether changes that will need several people may be made by one (dev, unsafe_single_admin)."""
     keep_head: KeepHead = lambda *, force=False: None  # noqa: ARG005 - the house before it is wired
     """Keeps the newest signed head outside; called between record and release: what it raises stops it."""
+    denial_meter: DenialMeter = field(default_factory=DenialMeter, repr=False)
+    """Counts the denials of each principal in this process."""
     engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)
     """Parsed bundles by digest: immutable, so they never go stale (I15)."""
 

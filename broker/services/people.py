@@ -218,7 +218,9 @@ def set_principal(
             groups=before.groups if groups is None else check_groups(groups),
             disabled=before.disabled if disabled is None else disabled,
         )
-        if PROTECTED_ROLES & (set(after.roles) - set(before.roles)):
+        # A disabled principal has no role: enabling it grants those that it is left with.
+        held = set() if before.disabled else set(before.roles)
+        if not after.disabled and PROTECTED_ROLES & (set(after.roles) - held):
             check_protected(house, "granting admin or publisher")
         check_last_admin(view, before, after)
         made[:] = [after]

@@ -11,7 +11,7 @@ from broker.canonical import Json, b64url, canonical_bytes, format_time
 from broker.drafts import Absent, Draft, RequestKey
 from broker.envelope import parts, seal, wrap
 from broker.envelope.lease import UploadKey, upload_key_bytes
-from broker.errors import BrokerError, Conflict, Denied, NotFound
+from broker.errors import BrokerError, Conflict, NotFound
 from broker.identity import scope
 from broker.model import Artifact, Collection, Upload, Version
 from broker.policy import request as policy
@@ -52,7 +52,7 @@ def begin(house: House, request: authn.SignedRequest, wanted: UploadRequest) -> 
         caller = authn.authenticate(house, view, request)
         try:
             answer = check_publish(house, view, caller, wanted)
-        except Denied as error:
+        except denials.REFUSALS as error:
             refusal.append(error)
             return _denial(house, caller, error, wanted)
         _check_free(view, wanted)

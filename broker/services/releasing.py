@@ -9,7 +9,7 @@ from broker.drafts import Absent
 from broker.envelope import extents, seal, wrap
 from broker.envelope.lease import LeaseExtent, LeaseFile, LeasePiece, OpenLease, lease_bytes
 from broker.envelope.manifest import Manifest
-from broker.errors import IntegrityFailure
+from broker.errors import Conflict, IntegrityFailure
 from broker.ledger.selection import ExtentRun
 from broker.model import Lease, Version
 from broker.services.house import House
@@ -56,13 +56,15 @@ def release(
 
     Raises:
         IntegrityFailure: The entry does not speak of this lease, or the version's key does not open.
+        Conflict: Less than a second of the lease is left.
         StoreUnavailable: URLs cannot be signed.
     """
     entry = recorded.entry
     expires_at = format_time(lease.expires)
-    if (entry["grant"], entry["lease"], entry["recipient"], entry["expires_at"]) != (
+    if (entry["grant"], entry["lease"], entry["manifest"], entry["recipient"], entry["expires_at"]) != (
         lease.grant,
         lease.number,
+        version.manifest,
         lease.recipient,
         expires_at,
     ):
@@ -145,11 +147,15 @@ def _segments(
 
 
 def _presign(house: House, name: str, start: int, length: int, lease: Lease, now: int) -> str:
+    left = (lease.expires - now) // 1000
+    if left < 1:
+        # I06: a URL lives for whole seconds, and never longer than its lease.
+        raise Conflict("the lease ran out before it was released", next="ask for a new lease")
     url, _ = house.presigner.get(
         name,
         byte_range=f"bytes={start}-{start + length - 1}",
         grant=lease.grant,
-        expires=max(1, (lease.expires - now) // 1000),
+        expires=left,
         now=now,
     )
     return url

@@ -52,7 +52,9 @@ def select_files(manifest: Manifest, include: Sequence[str], exclude: Sequence[s
 
     Raises:
         InvalidRequest: A pattern is not valid, or nothing is selected.
+        TooLarge: Paths times patterns exceed ``limits.MAX_MATCH_STEPS`` (I17).
     """
+    names.check_match_effort((file.path for file in manifest.files), [*include, *exclude])
     found = names.select_paths((file.path for file in manifest.files), include=include, exclude=exclude)
     if not found:
         raise InvalidRequest(

@@ -11,10 +11,10 @@ from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
 from broker.drafts import Draft
 from broker.errors import BrokerError, InvalidGrant, NotFound
-from broker.identity import scope, token
+from broker.identity import proof, scope, token
 from broker.model import ACTIVE, REVOKED, Key, Principal, Token
 from broker.ports import View
-from broker.services import authn
+from broker.services import authn, denials
 from broker.services.house import House
 from broker.services.record import decide_and_append, new_entry
 
@@ -50,7 +50,8 @@ def issue(house: House, request: authn.SignedRequest, *, assertion: str, details
         key, principal = _claimant(house, view, verified.jkt, assertion, now)
         # I06: a token is never valid longer than what it rests on; keys and principals have no end
         # of their own but revocation, which is checked at every use.
-        expires = now + limits.ACCESS_TOKEN_TTL * 1000
+        # A JWT says its end in whole seconds, and the row, which leases rest on, must not outlive it.
+        expires = (now // 1000 + limits.ACCESS_TOKEN_TTL) * 1000
         row = Token(
             id=id,
             principal=principal.id,
@@ -126,6 +127,7 @@ def find_own(view: View, caller: authn.Caller, id: str) -> Token:
     return row
 
 
+@denials.recorded("introspect")
 def introspect(house: House, request: authn.SignedRequest, *, text: str) -> Json:
     """RFC 7662 for the caller's own tokens; anything else is ``{"active": false}``."""
     with house.ledger.view() as view:
@@ -142,6 +144,7 @@ def _introspect(house: House, view: View, caller: authn.Caller, text: str) -> Js
         )
         row = authn.find_live_token(view, claims.jti, view.now)
         find_own(view, caller, row.id)
+        authn.find_live_key(view, row.jkt, proof.TYP)
     except BrokerError:
         return {"active": False}
     return {
@@ -160,6 +163,7 @@ def _introspect(house: House, view: View, caller: authn.Caller, text: str) -> Js
     }
 
 
+@denials.recorded("revoke-own")
 def revoke_own(house: House, request: authn.SignedRequest, *, text: str) -> None:
     """RFC 7009: the caller's own token is dead from the next request on; an unknown one is fine too."""
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from broker.services import denials
 from broker.services.house import House
 from broker.services.junk import JunkMeter
 from broker.services.sweeping import sweep
@@ -29,14 +30,16 @@ class Upkeep:
         self.junk = JunkMeter(house)
 
     def run(self) -> None:
-        """Record the junk of the last minute, and sweep uploads that ran out: each when it is time."""
+        """Record the last minute's junk and unrecorded denials, sweep dead uploads: each when it is time."""
         _attempt("summary of junk", self.junk.summarise)
+        _attempt("summary of denials", lambda: denials.summarise(self._house))
         if self._is_sweep_due(self._house.clock.now()):
             _attempt("sweep", lambda: sweep(self._house))
 
     def finish(self) -> None:
-        """Record the junk that is left, keep the newest tree head: the last thing a process does."""
+        """Record the junk and denials that are left, keep the newest head: the last thing a process does."""
         _attempt("summary of junk", lambda: self.junk.summarise(force=True))
+        _attempt("summary of denials", lambda: denials.summarise(self._house, force=True))
         _attempt("last tree head", lambda: self._house.keep_head(force=True))
 
     def _is_sweep_due(self, now: int) -> bool:

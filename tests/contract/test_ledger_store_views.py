@@ -179,7 +179,7 @@ def test_a_search_finds_exactly_what_the_query_means(searchable: LedgerStore) ->
     found_something = 0
     with searchable.view() as view:
         for query in QUERIES:
-            expected = [(at, row) for at, row in enumerate(ROWS) if matches(row, query)]
+            expected = [(at, row) for at, row in enumerate(ROWS) if matches(query, row)]
             assert view.search(query, after=-1, limit=1000) == expected, query
             found_something += bool(expected)
             paged: list[tuple[int, IndexRow]] = []

@@ -86,8 +86,10 @@ def test_a_port_that_stays_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_ports_that_are_chosen_differ() -> None:
-    ports = choose_ports(PORT_NAMES)
+    ports = choose_ports(PORT_NAMES, entropy=SystemEntropy())
     assert len(set(ports.values())) == len(PORT_NAMES)
+    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    assert not outgoing.exists() or max(ports.values()) < int(outgoing.read_text().split()[0])
 
 
 def test_a_home_that_no_database_url_can_name_is_refused(tmp_path: Path) -> None:

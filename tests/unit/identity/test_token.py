@@ -186,7 +186,7 @@ def test_a_token_of_another_server_is_refused(change: dict[str, Any]):
         {"nbf": IAT},
         {"authorization_details": [DETAIL]},
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value)[:40],
 )
 def test_a_rightly_signed_token_with_a_wrong_claim_is_refused(claims: dict[str, object]):
     verify(forge())
@@ -264,7 +264,7 @@ def test_the_life_of_an_assertion_is_exact():
         {"jwk": jose.PrivateKey.generate("ES256").jwk},
         {"jwk": SIGNER.jwk},
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value)[:40],
 )
 def test_an_assertion_holds_for_one_principal_key_and_server(change: dict[str, Any]):
     with pytest.raises(InvalidGrant):
@@ -283,7 +283,7 @@ def test_an_assertion_holds_for_one_principal_key_and_server(change: dict[str, A
         {"exp": IAT + 60.5},
         {"scope": "admin"},
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value)[:40],
 )
 def test_a_rightly_signed_assertion_with_a_wrong_claim_is_refused(claims: dict[str, object]):
     base = jose.verify_jwt(assertion(), jwk=CLIENT.jwk, typ=token.ASSERTION_TYP).claims

@@ -336,3 +336,19 @@ def test_recipient_keys_are_checked(world: World, api: Api) -> None:
             "recipient": {"kem": "MLKEM768-X25519", "public_key": b64url(key)},
         }
         assert api.refused(world.admin, "POST", "/v1/grants", body)["status"] == 422
+
+
+def test_a_large_body_is_parsed_for_a_known_caller_only(
+    world: World, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parsed(Exception):
+        pass
+
+    def watch(*_: object) -> None:
+        raise Parsed
+
+    monkeypatch.setattr("broker.web.app.parse_body", watch)
+    body = b"{}" + b" " * limits.MAX_BODY
+    assert api.refused(world.admin, "POST", "/v1/uploads", body, token="a.b.c")["status"] == 401
+    # A known caller gets as far as the parser, which fails here.
+    assert api.refused(world.admin, "POST", "/v1/uploads", body)["code"] == "internal"
