@@ -15,7 +15,7 @@ GIB: Final = 1024 * MIB
 # -- HTTP -------------------------------------------------------------------------------------------
 MAX_BODY: Final = 1 * MIB
 """Body of any request, unless the route declares its own limit."""
-MAX_UPLOAD_BODY: Final = 32 * MIB
+MAX_UPLOAD_BODY: Final = 48 * MIB
 """Body of ``POST /v1/uploads`` and ``.../commit``: they carry lists of files."""
 MAX_HEADERS: Final = 64 * KIB
 MAX_URL: Final = 8 * KIB
@@ -81,7 +81,7 @@ MAX_EXTENT_SIZE: Final = 1 * GIB
 MAX_FILES: Final = 100_000
 MAX_FILE_SIZE: Final = 5 * 1024 * GIB
 MAX_VERSION_BYTES: Final = 2**53 - 1
-MAX_MANIFEST: Final = 64 * MIB
+MAX_MANIFEST: Final = 32 * MIB
 MAX_LEASE_EXTENTS: Final = 1024
 MAX_LEASE_BYTES: Final = 16 * GIB
 DEFAULT_LEASE_WINDOW: Final = 128 * MIB

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,9 @@ from broker.errors import ConfigurationError
 
 MAX_SMALL_FILE: Final = 1024 * 1024
 """Bytes of a profile file that are read, unless the caller says otherwise."""
+LOCK_SECONDS: Final = 20.0
+"""How long a lock is waited for; it is held for the time of one small write."""
+_LOCK_POLL: Final = 0.005
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -83,19 +87,35 @@ def _check_status(path: Path, status: os.stat_result, *, private: bool) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` against every other process; waits for it.
+    """Hold the lock file ``path`` against every other process; waits for it, for a while.
 
-    The kernel lets go of it when the holder dies.
+    The kernel lets go of it when the holder dies. A holder that is merely stopped (Ctrl-Z) keeps it.
 
     Raises:
-        ConfigurationError: The lock file cannot be made.
+        ConfigurationError: The lock file cannot be made, or is held for longer than :data:`LOCK_SECONDS`.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise ConfigurationError(f"cannot lock {path}", why=exc.strerror) from exc
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _await_lock(fd, path)
         yield
     finally:
         os.close(fd)
+
+
+def _await_lock(fd: int, path: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as exc:
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"another command holds {path}",
+                    why="it needs the lock for milliseconds; it is probably stopped (Ctrl-Z)",
+                    next="continue or end that command, then run this one again",
+                ) from exc
+        time.sleep(_LOCK_POLL)

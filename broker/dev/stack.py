@@ -42,8 +42,8 @@ DEFAULT_WORKERS: Final = 2
 START_SECONDS: Final = 60.0
 PORT_SECONDS: Final = 12.0
 """How long a port may stay taken: children of a stack that was killed are still draining."""
-SERVER_STOP_SECONDS: Final = 8.0
-STORE_STOP_SECONDS: Final = 5.0
+SERVER_STOP_SECONDS: Final = 11.0
+STORE_STOP_SECONDS: Final = 3.0
 """Together with the server's: below the 15 seconds in which a stop is promised."""
 _POLL_SECONDS: Final = 0.1
 

@@ -160,9 +160,10 @@ def test_urls_that_no_longer_work_are_replaced_by_a_fresh_lease(
     assert len(leases) >= EXTENTS * MIB // LEASE_WINDOW
 
 
-def test_two_downloads_into_one_folder(ref: str, ana: User, tmp_path: Path) -> None:
+def test_two_downloads_into_one_folder(ref: str, ana: User, pub: User, tmp_path: Path) -> None:
+    # Somebody else's profile: a stopped command may hold the lock of its own.
     with half_done(ana, ref, tmp_path / "out"):
-        assert "running" in ana.cli("get", ref, tmp_path / "out", expect=2).err
+        assert "running" in pub.cli("get", ref, tmp_path / "out", expect=2).err
 
 
 # -- publishing --------------------------------------------------------------------------------------------

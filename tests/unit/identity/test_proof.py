@@ -243,7 +243,9 @@ def test_claims_that_are_not_ours_are_ignored():
 
 
 @pytest.mark.parametrize(
-    "jwk", [None, "x", {}, {"kty": "OKP", "crv": "Ed25519", "x": b64url(bytes(32))}], ids=["none", "text", "empty", "zero"]
+    "jwk",
+    [None, "x", {}, {"kty": "OKP", "crv": "Ed25519", "x": b64url(bytes(32))}],
+    ids=["none", "text", "empty", "zero"],
 )
 def test_a_proof_without_a_usable_key_is_refused(jwk: object):
     extra = {} if jwk is None else {"jwk": jwk}
