@@ -2,12 +2,13 @@
 FROM python:3.13-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY pyproject.toml README.md LICENSE CHANGELOG.md requirements-server.lock ./
 COPY migrations ./migrations
 COPY policies ./policies
 COPY broker ./broker
-# Wheels first, so that what is installed is what would be published.
-RUN python -m pip wheel --no-cache-dir --wheel-dir /wheels '.[server]'
+# Wheels first, so that what is installed is what would be published; the others by version and hash.
+RUN python -m pip wheel --no-cache-dir --wheel-dir /wheels --require-hashes -r requirements-server.lock \
+ && python -m pip wheel --no-cache-dir --wheel-dir /wheels --no-deps .
 RUN python -m venv /opt/broker \
  && /opt/broker/bin/pip install --no-cache-dir --no-index --compile /wheels/*.whl
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo test check bench bench-quick clean
+.PHONY: help setup demo test check bench bench-quick lock clean
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
@@ -28,7 +28,7 @@ demo: setup ## the whole story on the embedded default, with a real checkpoint
 	@$(BIN)/broker demo
 
 test: $(VENV)/.installed-test ## every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-check ## lint, types, architecture, documents
 	$(BIN)/ruff check .
@@ -43,6 +43,12 @@ bench: $(VENV)/.installed-test ## the benchmarks, side by side with their peers
 
 bench-quick: $(VENV)/.installed-test ## the same with fewer rounds and smaller objects
 	$(BIN)/python -m bench --quick
+
+lock: $(BIN)/python ## exact versions with hashes for the server's image
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	echo "# What [server] resolves to, with hashes; made by: make lock" > requirements-server.lock
+	$(BIN)/uv pip compile pyproject.toml --extra server --generate-hashes --universal --python-version 3.11 \
+		--no-header --no-annotate --quiet >> requirements-server.lock
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from broker.cli.bars import Meter
 from broker.cli.catalogue import FILE_MEMBERS, FILES, select_files, version_record
 from broker.cli.command import BrokerCommand, Invocation
 from broker.cli.options import include_patterns, jobs_option, purpose_option
-from broker.cli.output import safe, size_text, table
+from broker.cli.output import counted, safe, size_text, table
 
 if TYPE_CHECKING:
     from broker.client.fetch import Receipt
@@ -78,16 +78,12 @@ def get(
     there = receipt.bytes - receipt.fetched_bytes
     kept = f" ({size_text(there)} were there)" if there else ""
     call.out.say(
-        f"got {full}: {_files(receipt.files)}, {size_text(receipt.bytes)}{kept}; "
+        f"got {full}: {counted(receipt.files, 'file')}, {size_text(receipt.bytes)}{kept}; "
         f"{meter.summary(receipt.fetched_bytes)}; entry {receipt.index}; "
         f"next: broker verify {safe(receipt.dest)} {full}"
     )
     if receipt.completion is None:
         call.out.say("the report of what was received could not be delivered; the files are complete")
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _record(receipt: Receipt) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def _try(call: Invocation, ref: Ref, include: tuple[str, ...], exclude: tuple[st
     else:
         call.out.record(found, lines)
     call.out.say(
-        f"{decision['decision']['effect']}: {safe(decision['why'])}; would fetch {_files(len(files))}, "
+        f"{decision['decision']['effect']}: {safe(decision['why'])}; would fetch {counted(len(files), 'file')}, "
         f"{size_text(total)} of {version.ref}"
     )
     if status := STATUS_OF_EFFECT[decision["decision"]["effect"]]:

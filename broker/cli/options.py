@@ -84,6 +84,7 @@ jobs_option = click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1, _MAX_JOBS),
+    metavar="N",
     envvar="BROKER_JOBS",
     help="Threads that move data; 4 unless BROKER_JOBS says otherwise.",
 )

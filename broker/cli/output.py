@@ -85,6 +85,11 @@ def time_text(value: str | None) -> str:
     return f"{found[:19]}Z" if len(found) == 24 and found[19] == "." else found
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def plain(value: Any) -> str:
     """Any JSON value in one cell: nothing for null, words for truth, commas between the items of a list."""
     if value is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from broker.cli.command import BrokerGroup, Invocation
-from broker.cli.output import Column, safe, safe_lines
+from broker.cli.output import Column, counted, safe, safe_lines
 from broker.cli.server_side import needs_server
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def validate(call: Invocation, folder: Path) -> None:
         members=("id", "effect", "file", "next"),
         empty="",
     )
-    call.out.say(f"ok: {len(rows)} policies, bundle {report.bundle}; next: broker policy test {safe(folder)}")
+    call.out.say(f"ok: bundle {report.bundle}; next: broker policy test {safe(folder)}")
 
 
 def check_folder(folder: Path) -> BundleReport:
@@ -199,9 +199,10 @@ def fmt(call: Invocation, folder: Path, *, check_only: bool) -> None:
     call.out.record({"changed": changed, "written": not check_only}, map(safe, changed))
     if changed and check_only:
         raise ConfigurationError(
-            f"{len(changed)} policy files are not in Cedar's style", next=f"broker policy fmt {folder}"
+            f"not in Cedar's style: {counted(len(changed), 'policy file')}",
+            next=f"broker policy fmt {folder}",
         )
-    call.out.say(f"{len(changed)} files changed")
+    call.out.say(f"{counted(len(changed), 'file')} changed")
 
 
 def _replace(path: Path, text: str) -> None:

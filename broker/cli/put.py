@@ -10,7 +10,7 @@ import click
 from broker.cli.bars import Meter
 from broker.cli.command import BrokerCommand, Invocation
 from broker.cli.options import jobs_option, read_size
-from broker.cli.output import Column, safe, size_text
+from broker.cli.output import Column, counted, safe, size_text
 
 if TYPE_CHECKING:
     from broker.client.publish import Published
@@ -93,7 +93,7 @@ def put(
         call.out.say(f"{full} is there already, with the same content; entry {done.entry}")
         return
     call.out.say(
-        f"put {full}: {done.files} file{'' if done.files == 1 else 's'}, {meter.summary(done.bytes)}; "
+        f"put {full}: {counted(done.files, 'file')}, {meter.summary(done.bytes)}; "
         f"entry {done.entry}; next: broker info {full}"
     )
 
@@ -153,4 +153,6 @@ def _try(
         empty="",
     )
     shown = ", ".join(f"{key}={value}" for key, value in wanted.labels.items())
-    call.out.say(f"would publish {len(files)} files, {size_text(total)} as {safe(ref)} ({kind}, {shown})")
+    call.out.say(
+        f"would publish {counted(len(files), 'file')}, {size_text(total)} as {safe(ref)} ({kind}, {shown})"
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Any, Final
 
 import click
 from rich_click import RichCommand, RichContext, RichGroup
+
+from broker.cli.command import LazyGroup
 
 _CONFIG: Final[dict[str, Any]] = {
     "text_markup": None,
@@ -23,7 +26,9 @@ def render_help(command: click.Command, ctx: click.Context) -> str:
     copy = _copy(command, ctx)
     parent = RichContext(RichGroup(name="broker"), info_name=_parent_path(ctx)) if ctx.parent else None
     rich_ctx = RichContext(copy, info_name=ctx.info_name, parent=parent, rich_help_config=_CONFIG)
-    return copy.get_help(rich_ctx)
+    examples = (command.epilog or "").removeprefix("\b\n")
+    # rich-click would re-wrap them.
+    return f"{copy.get_help(rich_ctx)}\n{indent(examples, '  ')}\n"
 
 
 def _parent_path(ctx: click.Context) -> str:
@@ -35,20 +40,19 @@ def _copy(command: click.Command, ctx: click.Context) -> RichCommand:
         "name": command.name,
         "params": command.params,
         "help": command.help,
-        "epilog": command.epilog,
         "context_settings": command.context_settings,
     }
     if not isinstance(command, click.Group):
         return RichCommand(**shared)
     group = RichGroup(**shared)
     for name in command.list_commands(ctx):
-        group.add_command(click.Command(name, short_help=_short_help(command, ctx, name)), name)
+        help, section = _about(command, ctx, name)
+        group.add_command(click.Command(name, short_help=help), name, panel=section)
     return group
 
 
-def _short_help(group: click.Group, ctx: click.Context, name: str) -> str:
-    places = getattr(group, "places", {})
-    if name in places:
-        return str(places[name].help)
+def _about(group: click.Group, ctx: click.Context, name: str) -> tuple[str, str | None]:
+    if isinstance(group, LazyGroup):
+        return group.places[name].help, group.places[name].section
     found = group.get_command(ctx, name)
-    return "" if found is None else found.get_short_help_str(80)
+    return "" if found is None else found.get_short_help_str(80), None

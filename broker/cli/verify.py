@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from broker.cli.command import BrokerCommand, Invocation
-from broker.cli.output import safe, size_text
+from broker.cli.output import counted, safe, size_text
 
 if TYPE_CHECKING:
     from broker.client.verify import Comparison
@@ -58,6 +58,6 @@ def _lines(found: Comparison) -> Iterator[str]:
             yield f"{word:<8} {safe(path)}"
     if found.same:
         yield (
-            f"ok: {found.files} file{'' if found.files == 1 else 's'}, {size_text(found.bytes)}, "
+            f"ok: {counted(found.files, 'file')}, {size_text(found.bytes)}, "
             f"as signed in {found.artifact}@{found.version}"
         )
