@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from heapq import heappop, heappush
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from broker.cli.output import Output, is_terminal, safe, size_text
+from broker.cli.output import WIDTH, Output, is_terminal, safe, size_text
 
 if TYPE_CHECKING:
     from broker.client.progress import OnProgress, Progress
@@ -52,6 +54,8 @@ class Meter:
 
     def summary(self, moved: int) -> str:
         """``1.50 GiB in 3.2 s, 480 MiB/s``."""
+        if not moved:
+            return f"nothing had to be moved, {self.seconds:.1f} s"
         seconds = max(self.seconds, 0.001)
         return f"{size_text(moved)} in {seconds:.1f} s, {size_text(int(moved / seconds))}/s"
 
@@ -70,12 +74,12 @@ class Meter:
 
 
 class _Bars:
-    """A total at the bottom, and above it the files that are under way."""
+    """A total at the top, and below it the files that are under way."""
 
     def __init__(self, verb: str, total: int) -> None:
         self._total = _bar(verb, total, position=0)
         self._files: dict[str, tuple[Any, int]] = {}
-        self._places = list(range(_MOST_BARS, 0, -1))
+        self._places = list(range(1, _MOST_BARS + 1))
 
     def move(self, step: Progress) -> None:
         """Draw one step; tqdm itself sees to it that the screen is not drawn too often."""
@@ -86,7 +90,7 @@ class _Bars:
         if step.path not in self._files:
             if not self._places:
                 return
-            place = self._places.pop()
+            place = heappop(self._places)
             self._files[step.path] = (_bar(safe(step.path), step.size, position=place), place)
         bar, _ = self._files[step.path]
         bar.update(step.done - bar.n)
@@ -94,7 +98,7 @@ class _Bars:
     def _end(self, path: str) -> None:
         if path in self._files:
             bar, place = self._files.pop(path)
-            self._places.append(place)
+            heappush(self._places, place)
             bar.close()
 
     def close(self) -> None:
@@ -107,6 +111,7 @@ class _Bars:
 def _bar(name: str, total: int, *, position: int) -> Any:
     from tqdm import tqdm
 
+    known = _knows_width()
     shown = name if len(name) <= _NAME_COLUMNS else f"…{name[1 - _NAME_COLUMNS :]}"
     return tqdm(
         desc=f"{shown:<{_NAME_COLUMNS}}",
@@ -116,6 +121,16 @@ def _bar(name: str, total: int, *, position: int) -> Any:
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        dynamic_ncols=True,
+        ncols=None if known else WIDTH,
+        nrows=None if known else 2 * _MOST_BARS,
+        dynamic_ncols=known,
         file=sys.stderr,
     )
+
+
+def _knows_width() -> bool:
+    # A terminal that nobody gave a size has 0 columns, and would get no bar at all.
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False

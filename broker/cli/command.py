@@ -41,7 +41,10 @@ class Invocation:
         """
         from broker.client.sdk import Client
 
-        return Client.from_profile(self.profile)
+        client = Client.from_profile(self.profile)
+        if (ctx := click.get_current_context(silent=True)) is not None:
+            ctx.call_on_close(client.close)
+        return client
 
 
 def _common_options() -> list[click.Parameter]:
@@ -162,6 +165,13 @@ class LazyGroup(BrokerGroup):
                     [(name, place.help) for name, place in self.places.items() if place.section == section],
                     col_max=12,
                 )
+
+
+def plain_help(command: click.Command, ctx: click.Context) -> str:
+    """The help of a command as plain text, 80 columns wide, whatever the terminal."""
+    formatter = click.HelpFormatter(width=80)
+    command.format_help(ctx, formatter)
+    return "\n".join(line.rstrip() for line in formatter.getvalue().rstrip("\n").split("\n"))
 
 
 def _rich_help(command: click.Command, ctx: click.Context) -> str | None:

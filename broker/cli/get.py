@@ -121,9 +121,10 @@ def _try(call: Invocation, ref: Ref, include: tuple[str, ...], exclude: tuple[st
         call.out.rows(files, FILES, whole=lambda _: found, members=FILE_MEMBERS, empty="")
     else:
         call.out.record(found, lines)
+    effect = decision["decision"]["effect"]
     call.out.say(
-        f"{decision['decision']['effect']}: {safe(decision['why'])}; would fetch {counted(len(files), 'file')}, "
-        f"{size_text(total)} of {version.ref}"
+        f"{effect}: {safe(decision['why'])}; "
+        f"would fetch {counted(len(files), 'file')}, {size_text(total)} of {version.ref}"
     )
-    if status := STATUS_OF_EFFECT[decision["decision"]["effect"]]:
+    if status := STATUS_OF_EFFECT[effect]:
         raise click.exceptions.Exit(status)

@@ -31,7 +31,7 @@ _ROWS: Final = (
     Column(name="index", title="INDEX", right=True),
     Column(name="time", title="TIME", show=time_text),
     Column(name="type", title="TYPE", shrink=True),
-    Column(name="principal", title="WHO", shrink=True, show=lambda id: plain(id).removeprefix("user:")),
+    Column(name="principal", title="WHO", shrink=True, show=lambda who: plain(who).removeprefix("user:")),
     Column(name="decision", title="DECISION"),
     Column(name="what", title="WHAT", shrink=True),
     Column(name="bytes", title="SIZE", right=True, show=lambda n: "" if n is None else size_text(n)),

@@ -18,6 +18,15 @@ _CONFIG: Final[dict[str, Any]] = {
 }
 
 
+class _OrderedGroup(RichGroup):
+    """A group whose commands stand in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        del ctx
+        return list(self.commands)
+
+
 def render_help(command: click.Command, ctx: click.Context) -> str:
     """The same help that click writes, with panels and colour.
 
@@ -44,7 +53,7 @@ def _copy(command: click.Command, ctx: click.Context) -> RichCommand:
     }
     if not isinstance(command, click.Group):
         return RichCommand(**shared)
-    group = RichGroup(**shared)
+    group = _OrderedGroup(**shared)
     for name in command.list_commands(ctx):
         help, section = _about(command, ctx, name)
         group.add_command(click.Command(name, short_help=help), name, panel=section)

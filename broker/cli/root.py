@@ -214,6 +214,11 @@ def error_text(what: str, status: int, *, why: str | None, next: str | None, col
     if color:
         head = f"\x1b[1;31merror:\x1b[0m {safe(what)}"
     lines = [f"{head}{blank}(exit {status})"]
-    lines += [f"  why:  {safe(why)}"] if why else []
-    lines += [f"  next: {safe(next)}"] if next else []
+    lines += _labelled("why:  ", why) + _labelled("next: ", next)
     return "\n".join(lines) + "\n"
+
+
+def _labelled(label: str, text: str | None) -> list[str]:
+    # Further lines stand below the text, so that none of them can pass for a line of ours.
+    told = [safe(line) for line in text.split("\n")] if text else []
+    return [f"  {label if at == 0 else ' ' * len(label)}{line}" for at, line in enumerate(told)]

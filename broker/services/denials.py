@@ -102,15 +102,16 @@ def summarise(house: House, *, force: bool = False) -> None:
         LedgerUnavailable: They cannot be written; the counts are kept for the next try.
     """
     now = house.clock.now()
-    for principal, (count, since) in house.denial_meter.take_all_dropped(
-        now + 1 if force else now - MINUTE_MS
-    ).items():
-        entry = _summary_entry(house, principal, count, since, now)
-        try:
+    due = house.denial_meter.take_all_dropped(now + 1 if force else now - MINUTE_MS)
+    try:
+        for principal, (count, since) in list(due.items()):
+            entry = _summary_entry(house, principal, count, since, now)
             house.ledger.append(Draft(entries=(entry,)))
-        except Exception:
+            del due[principal]
+    except Exception:
+        for principal, (count, since) in due.items():
             house.denial_meter.give_back(principal, count, since)
-            raise
+        raise
 
 
 def record_denial(

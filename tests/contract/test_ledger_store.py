@@ -224,7 +224,7 @@ def test_a_repeated_request_gets_its_first_entry_and_nothing_else(store: LedgerS
     again = draft(
         request=mine,
         proof=again_proof,
-        epoch=77,
+        epoch=0,
         expects=(Absent(row=Principal, key=("user:ana",)),),
         charges=(charge("h", (1, 5)),),
         rows=(replace(ANA, disabled=True),),
@@ -241,6 +241,15 @@ def test_a_repeated_request_gets_its_first_entry_and_nothing_else(store: LedgerS
     with pytest.raises(ReplayedProof):
         store.append(replace(again))
     assert check_ledger(store) == 2
+
+
+def test_a_repetition_is_decided_again_when_access_changed(store: LedgerStore) -> None:
+    mine = request(b"body")
+    store.append(draft(request=mine, epoch=0))
+    store.append(draft(bumps_epoch=True))
+    with pytest.raises(StaleDecision):
+        store.append(draft(request=mine, epoch=0))
+    assert store.append(draft(request=mine, epoch=1)).repeated
 
 
 def test_another_body_under_the_same_request_id_conflicts(store: LedgerStore) -> None:
