@@ -9,12 +9,14 @@ from pathlib import Path
 
 from broker import jose, limits, sandbox
 from broker.canonical import Json
-from broker.config import Facts, Settings, check_production
+from broker.config import Facts, Settings, VaultSettings, check_production
 from broker.db import migrate
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
 from broker.errors import BrokerError, ConfigurationError
 from broker.keys.local import KeyPaths, KeyRing, load_key_ring
+from broker.keys.vault import VaultCustody
+from broker.keys.vault_server import AppRole, Login, TokenFile, VaultServer
 from broker.ledger import merkle, note
 from broker.model import Principal
 from broker.policy import sandbox as policy_check
@@ -101,6 +103,30 @@ def key_paths(settings: Settings) -> KeyPaths:
     )
 
 
+def open_vault(vault: VaultSettings) -> VaultCustody:
+    """The custody in Vault or OpenBao; nothing is sent yet.
+
+    Raises:
+        ConfigurationError: The settings name no login, or the file of authorities cannot be read.
+    """
+    login: Login
+    if vault.token_file is not None:
+        login = TokenFile(path=vault.token_file)
+    elif vault.role_id is not None and vault.secret_id_file is not None:
+        login = AppRole(role_id=vault.role_id, secret_id_file=vault.secret_id_file, mount=vault.approle_mount)
+    else:
+        raise ConfigurationError("there is no login for Vault")
+    server = VaultServer(
+        vault.url,
+        login=login,
+        namespace=vault.namespace,
+        ca_file=vault.ca_file,
+        timeout=vault.timeout,
+        attempts=vault.attempts,
+    )
+    return VaultCustody(server, key=vault.key, mount=vault.mount)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wired:
     """A house, and what has to be closed when it is left."""
@@ -140,6 +166,8 @@ def _open(settings: Settings) -> Wired:
                 "the database has no ledger yet", next="broker admin migrate --first-admin ID"
             )
         _check_mode(settings, wired)
+        if isinstance(wired.keys.custody, VaultCustody):
+            wired.keys.custody.check()
         check_extends(wired.house)
     except BrokerError:
         wired.close()
@@ -149,7 +177,8 @@ def _open(settings: Settings) -> Wired:
 
 def _join(settings: Settings) -> Wired:
     clock, entropy = SystemClock(), SystemEntropy()
-    keys = load_key_ring(key_paths(settings), entropy=entropy)
+    vault = open_vault(settings.keys.vault) if settings.keys.vault is not None else None
+    keys = load_key_ring(key_paths(settings), entropy=entropy, custody=vault)
     ledger = LedgerStore(
         open_engine(settings.database_url.get_secret_value()),
         tree=MerkleRules(),
@@ -178,7 +207,13 @@ def _join(settings: Settings) -> Wired:
         **_store(settings),
     )
     house = replace(house, keep_head=HeadKeeper(house).keep)
-    return Wired(house=house, ledger=ledger, keys=keys, close=ledger.close)
+
+    def close() -> None:
+        ledger.close()
+        if vault is not None:
+            vault.close()
+
+    return Wired(house=house, ledger=ledger, keys=keys, close=close)
 
 
 def _token_keys(keys: tuple[jose.PrivateKey, ...]) -> TokenKeys:

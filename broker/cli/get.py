@@ -82,6 +82,9 @@ def get(
         f"{meter.summary(receipt.fetched_bytes)}; entry {receipt.index}; "
         f"next: broker verify {safe(receipt.dest)} {full}"
     )
+    call.out.detail(
+        f"grant {safe(found['grant'])}, {counted(receipt.leases, 'lease')}, receipts in {safe(found['receipts'])}"
+    )
     if receipt.completion is None:
         call.out.say("the report of what was received could not be delivered; the files are complete")
 

@@ -143,7 +143,10 @@ def _reason(row: Mapping[str, Any]) -> str:
 @click.argument("index", type=click.IntRange(0))
 @click.pass_obj
 def show(call: Invocation, index: int) -> None:
-    """Show one entry and the record behind it; its receipt is verified first."""
+    """Show one entry and the record behind it.
+
+    Its receipt is verified first.
+    """
     found = call.client.ledger.show(index)
     call.out.record(found, _entry_lines(index, found["entry"], found.get("record")))
 

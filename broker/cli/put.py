@@ -88,6 +88,7 @@ def put(
             on_progress=meter.on_progress,
         )
     full = f"{done.artifact}@{done.version}"
+    call.out.detail(f"manifest {done.manifest}, {counted(done.files, 'file')}, {size_text(done.bytes)}")
     call.out.record(_record(done), [f"{full}  {done.manifest}"])
     if not done.created:
         call.out.say(f"{full} is there already, with the same content; entry {done.entry}")

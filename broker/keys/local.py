@@ -2,7 +2,8 @@
 
 One file is one key for one use, JSON of mode 0600 (``docs/formats/keys.md``). A file that others can
 read, that is of another use, or that holds a key which another use has too, is refused. The
-key-encryption key belongs in a KMS or HSM in production; there a file of it is refused at the start.
+key-encryption key belongs elsewhere in production (:mod:`broker.keys.vault`); there a file of it is
+refused at the start.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,8 @@ from broker.canonical import (
     parse_time,
 )
 from broker.errors import BrokerError, ConfigurationError, IntegrityFailure
-from broker.ports import Entropy
+from broker.keys.private import read_private
+from broker.ports import Entropy, KeyCustody
 
 SCHEMA: Final = "broker/key/v1"
 KEK: Final = "kek"
@@ -52,7 +53,6 @@ ALGORITHMS: Final[Mapping[str, str]] = {
 TOKEN_KINDS: Final = ("at+jwt",)
 """What a new token key may sign (I14). Source: RFC 9068 section 2.1."""
 KEY_SIZE: Final = 32
-_MAX_FILE: Final = 16 * 1024
 _SIGNING: Final = (LOG, TOKEN)
 _WRAP_VERSION: Final = b"\x01"
 _ID_SIZE: Final = 8
@@ -118,7 +118,7 @@ def read_key_file(path: Path, use: str) -> KeyFile:
     Raises:
         ConfigurationError: Missing, readable by others, not a key file, or of another use.
     """
-    data = _read_private(path)
+    data = read_private(path, "key file")
     try:
         key = _parse(parse_json_object(data))
     except (BrokerError, KeyError, TypeError, ValueError) as exc:
@@ -166,22 +166,6 @@ def _parse(body: Json) -> KeyFile:
     if _to_json(key) != body or (use == TOKEN) != bool(key.kinds) or not named:
         raise ValueError(use)
     return key
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            data = file.read(_MAX_FILE + 1)
-    except OSError as exc:
-        raise ConfigurationError(f"the key file {path} cannot be read", why=exc.strerror) from exc
-    if found.st_mode & 0o077 or not stat.S_ISREG(found.st_mode):
-        raise ConfigurationError(
-            f"the key file {path} can be read or written by others", next=f"chmod 600 {path}"
-        )
-    if len(data) > _MAX_FILE:
-        raise ConfigurationError(f"{path} is not a key file of schema {SCHEMA}")
-    return data
 
 
 def _write_once(path: Path, data: bytes) -> None:
@@ -324,7 +308,7 @@ class KeyRing:
         dev: Whether any of them was made by the embedded stack.
     """
 
-    custody: LocalCustody
+    custody: KeyCustody
     log: LogKey
     tokens: tuple[jose.PrivateKey, ...]
     row_mac: bytes = field(repr=False)
@@ -332,26 +316,27 @@ class KeyRing:
     dev: bool
 
 
-def load_key_ring(paths: KeyPaths, *, entropy: Entropy) -> KeyRing:
+def load_key_ring(paths: KeyPaths, *, entropy: Entropy, custody: KeyCustody | None = None) -> KeyRing:
     """Read every key file.
 
     Args:
         paths: Where they are.
         entropy: For the nonces of later wraps.
+        custody: Whoever else holds the key-encryption key; then there is no file of it.
 
     Raises:
         ConfigurationError: A file is missing, readable by others, malformed or of another use; or two
-            uses have the same key.
+            uses have the same key; or there are both, or neither, a custody and a key-encryption key.
     """
     read = [(use, read_key_file(path, use)) for use, path in paths.uses()]
     check_distinct([key for _, key in read])
     by_use: dict[str, list[KeyFile]] = {}
     for use, key in read:
         by_use.setdefault(use, []).append(key)
-    if KEK not in by_use or TOKEN not in by_use:
-        raise ConfigurationError("there is no key file for the key-encryption key or for tokens")
+    if (KEK in by_use) == (custody is not None) or TOKEN not in by_use:
+        raise ConfigurationError("there is no one custody of the key-encryption key, or no key for tokens")
     return KeyRing(
-        custody=LocalCustody([key.secret for key in by_use[KEK]], entropy=entropy),
+        custody=custody or LocalCustody([key.secret for key in by_use[KEK]], entropy=entropy),
         log=LogKey(by_use[LOG][0].secret),
         tokens=tuple(key.signing_key() for key in by_use[TOKEN]),
         row_mac=by_use[ROW_MAC][0].secret,

@@ -5,22 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from broker import config, limits
+from broker.config import production
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations" / "configuration.md"
 
 
 def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _settings(inner, f"{prefix}{name}.")
+        # A table, or a table that may be absent: `Table | None`.
+        tables = [each for each in (field.annotation, *get_args(field.annotation)) if _is_table(each)]
+        if tables:
+            yield from _settings(tables[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def _is_table(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _default(field: FieldInfo) -> str:
@@ -51,7 +58,7 @@ def test_the_page_has_no_other_setting() -> None:
 
 
 def test_every_refusal_is_on_the_page() -> None:
-    source = Path(config.__file__).read_text()
+    source = Path(production.__file__).read_text()
     codes = re.findall(r'"([a-z]+(?:-[a-z]+)+)"', source[source.index("def find_refusals") :])
     assert len(codes) == 9
     listed = re.findall(r"^\| `([a-z-]+)` \| (?!`)", PAGE.read_text(), re.MULTILINE)

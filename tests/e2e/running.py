@@ -91,11 +91,16 @@ class Done:
     """A command that has ended."""
 
     code: int
-    out: str
+    data: bytes = field(repr=False)
+    """The very bytes of stdout."""
     err: str
 
+    @property
+    def out(self) -> str:
+        return self.data.decode("utf-8", "replace")
+
     def json(self) -> Any:
-        return json.loads(self.out)
+        return json.loads(self.data)
 
 
 class Stack:
@@ -261,10 +266,9 @@ class User:
             cwd=cwd or self.stack.home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             timeout=COMMAND_SECONDS,
         )
-        found = Done(code=done.returncode, out=done.stdout, err=done.stderr)
+        found = Done(code=done.returncode, data=done.stdout, err=done.stderr.decode("utf-8", "replace"))
         shown = " ".join(map(str, words))
         assert found.code == expect, (
             f"broker {shown}: exit {found.code}, not {expect}\n{found.out}{found.err}"

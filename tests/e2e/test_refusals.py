@@ -32,11 +32,8 @@ def test_unknown_and_invisible_are_one_answer_and_both_recorded(
     size = stack.size()
     invisible = eve.cli("get", ref, tmp_path / "a", expect=5)
     unknown = eve.cli("get", "acme/absent@v1", tmp_path / "b", expect=5)
-    assert invisible.err.replace("acme/open", "acme/absent") == re.sub(
-        r" +\(exit", " (exit", unknown.err
-    ) or (
-        " ".join(invisible.err.replace("acme/open", "acme/absent").split()) == " ".join(unknown.err.split())
-    )
+    # But for the padding before "(exit 5)", which follows the length of the name.
+    assert invisible.err.replace("acme/open", "acme/absent").split() == unknown.err.split()
     assert not (tmp_path / "a").exists()
     found = denials(stack, eve, size)
     assert [entry["artifact"] for entry in found] == ["acme/open", "acme/absent"]
@@ -57,7 +54,7 @@ def test_unknown_and_invisible_are_one_answer_and_both_recorded(
 @pytest.mark.parametrize("words", [("info",), ("ls",), ("can",), ("cat",)])
 def test_a_stranger_sees_nothing_anywhere(ref: str, eve: User, words: tuple[str, ...]) -> None:
     target = {"ls": "acme/open", "cat": f"{ref}/config.json"}.get(words[0], ref)
-    done = eve.cli(*words, target, expect=3 if words[0] == "can" else 5)
+    done = eve.cli(*words, target, expect=5)
     assert "weights.bin" not in done.out + done.err
     assert "acme" not in eve.cli("ls").out
 
@@ -150,27 +147,11 @@ def test_a_revoked_token_key_and_principal(stack: Stack, ref: str) -> None:
     assert who.cli("whoami", expect=4).err.startswith("error:")
 
 
-def test_what_came_from_elsewhere_cannot_steer_the_terminal(
-    stack: Stack, ref: str, ana: User, aud: User, tmp_path: Path
+@pytest.mark.parametrize("purpose", ["\x1b[2J\x1b]0;owned\x07", "safe \u202e txet", "two\nlines"])
+def test_a_purpose_that_could_steer_a_terminal_is_refused(
+    stack: Stack, ref: str, ana: User, tmp_path: Path, purpose: str
 ) -> None:
-    purpose = "normal \x1b[2J\x1b]0;owned\x07 \u202e text"
-    done = ana.cli("get", ref, tmp_path / "out", "--purpose", purpose, expect=_any(0, 2))
-    for words in (("ledger", "search", "actor:ana"), ("ledger", "search", "actor:ana", "-o", "json")):
-        shown = aud.cli(*words).out
-        assert "\x1b" not in shown
-        assert "\u202e" not in shown
-    assert "\x1b" not in done.out + done.err
-
-
-class _any(int):  # noqa: N801 - reads as a word where it is used
-    """An exit status that is one of several."""
-
-    def __new__(cls, *codes: int) -> _any:
-        found = super().__new__(cls, codes[0])
-        found.codes = codes
-        return found
-
-    def __eq__(self, other: object) -> bool:
-        return other in self.codes
-
-    __hash__ = int.__hash__
+    size = stack.size()
+    done = ana.cli("get", ref, tmp_path / "out", "--purpose", purpose, expect=2)
+    assert not set(purpose) & {"\x1b", "\u202e"} & set(done.out + done.err)
+    assert stack.size() == size

@@ -112,9 +112,10 @@ def opened(who: User, ref: Ref) -> tuple[Granted, TrustedVersion, OpenLease]:
     from broker.client.grants import Ask
 
     with who.client() as client:
-        granted = GrantClient(client._session, client._log).request_grant(Ask(ref=ref))
+        ask = Ask(ref=ref)
+        granted = GrantClient(client._session, client._log).request_grant(ask)
         version = fetch_version(client._session, client._log, ref)
-        files = selected_files(version.manifest, (), ())
+        files = selected_files(version.manifest, ask.patterns, ask.exclude)
         lease = open_lease(granted.lease, version, files, asked=None, jkt=client._session.jkt)
     assert {run[0] for run in all_runs(version.manifest, files)} >= {file.file for file in lease.files}
     return granted, version, lease

@@ -237,6 +237,24 @@ def test_a_commit_whose_fate_cannot_be_read_is_not_answered(
         assert view.meter("h") == 5
 
 
+def test_a_batch_of_unknown_fate_is_not_written_twice(
+    store: LedgerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append(draft())
+    break_commit(store, monkeypatch, passing(store), after=True)
+    refusals = [passing(store) for _ in range(4)]
+
+    @event.listens_for(store._writers, "do_connect")
+    def refuse(*_: Any) -> None:
+        if refusals:  # the database is back just after the last look at what became of the commit
+            raise refusals.pop()
+
+    with pytest.raises(LedgerUnavailable):
+        store.append(draft())
+    assert refusals == []
+    assert check_ledger(store) == 2
+
+
 def test_a_lost_commit_without_an_entry_is_not_answered(
     store: LedgerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
