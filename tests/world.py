@@ -22,7 +22,8 @@ from broker.canonical import Json, b64url, parse_b64url
 from broker.db import migrate
 from broker.db.engine import open_engine
 from broker.db.ledger_store import LedgerStore
-from broker.envelope import digest, extents, lease, manifest, seal, stream
+from broker.envelope import digest, extents, manifest, seal, stream
+from broker.envelope import lease as leases
 from broker.errors import IntegrityFailure
 from broker.identity import enrolment as codes
 from broker.identity import proof, token
@@ -150,6 +151,13 @@ class Person:
     id: str
     key: jose.PrivateKey
     token: str
+
+
+def _segment_digests(plain: bytes) -> list[bytes]:
+    ranges = [
+        extents.segment_plaintext_range(len(plain), i) for i in range(extents.segment_count(len(plain)))
+    ]
+    return [digest.segment_digest(plain[start : start + length]) for start, length in ranges]
 
 
 class World:
@@ -331,7 +339,7 @@ class World:
             ),
         )
 
-    def open_upload(self, who: Person, begun: Json, recipient: seal.Recipient) -> lease.UploadKey:
+    def open_upload(self, who: Person, begun: Json, recipient: seal.Recipient) -> leases.UploadKey:
         found = receipt.verify_receipt(begun["receipt"], self.house.log.vkey)
         info = seal.upload_info(
             upload=begun["upload"]["id"],
@@ -339,13 +347,13 @@ class World:
             jkt=who.key.jkt,
             recipient_digest=recipient.digest,
         )
-        return lease.parse_upload_key(seal.open_sealed(parse_b64url(begun["sealed"]), recipient, info))
+        return leases.parse_upload_key(seal.open_sealed(parse_b64url(begun["sealed"]), recipient, info))
 
     def _put_file(
-        self, artifact: str, key: lease.UploadKey, index: int, path: str, data: bytes, extent_size: int
+        self, artifact: str, key: leases.UploadKey, index: int, path: str, data: bytes, extent_size: int
     ) -> manifest.ManifestFile:
         pieces = [data[i : i + extent_size] for i in range(0, len(data), extent_size)]
-        segments = [[digest.segment_digest(p[i : i + MIB]) for i in range(0, len(p), MIB)] for p in pieces]
+        segments = [_segment_digests(piece) for piece in pieces]
         sealed = b"".join(
             stream.encrypt_extent(
                 extents.extent_key(key.version_key, key.version_id, path, i),
@@ -404,7 +412,7 @@ class World:
         }
         return access.lease(self.house, self.request(who), planning.LeaseRequest(**fields))
 
-    def open_lease(self, who: Person, released: access.Released) -> lease.OpenLease:
+    def open_lease(self, who: Person, released: access.Released) -> leases.OpenLease:
         body = completing.released_json(released)
         found = receipt.verify_receipt(body["receipt"], self.house.log.vkey)
         info = seal.lease_info(
@@ -416,7 +424,7 @@ class World:
             expires_at=body["lease"]["expires_at"],
         )
         sealed = parse_b64url(body["lease"]["ciphertext"])
-        return lease.parse_lease(seal.open_sealed(sealed, self.recipient, info))
+        return leases.parse_lease(seal.open_sealed(sealed, self.recipient, info))
 
     def size(self) -> int:
         with self.ledger.view() as view:

@@ -83,7 +83,8 @@ def get(
         f"next: broker verify {safe(receipt.dest)} {full}"
     )
     call.out.detail(
-        f"grant {safe(found['grant'])}, {counted(receipt.leases, 'lease')}, receipts in {safe(found['receipts'])}"
+        f"grant {safe(found['grant'])}, {counted(receipt.leases, 'lease')}, "
+        f"receipts in {safe(found['receipts'])}"
     )
     if receipt.completion is None:
         call.out.say("the report of what was received could not be delivered; the files are complete")

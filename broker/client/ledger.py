@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker import limits
@@ -142,11 +142,34 @@ class LedgerClient:
         while more or start < size:
             fed = self._feed(auditor, start, start + PAGE, full=full)
             more, start = fed > 0, start + PAGE
-        verdict = auditor.finish()
+        verdict = self._check_end(auditor.finish())
         if verdict.ok and not problems and verdict.size >= note.open_head(newest, self._profile.vkey).size:
             # Every head agrees with one and the same list of rows, so each extends the smaller ones.
             self._log.learn(newest)
         return _summary(verdict, problems)
+
+    def _check_end(self, verdict: Verdict) -> Verdict:
+        """The rows beyond the heads that the auditor was given, against the head that is signed by now.
+
+        Every row that was read and that the broker wrote was in its log before, so this head covers it.
+        """
+        head = note.open_head(self._session.get_public("/ledger/checkpoint").text(), self._profile.vkey)
+        if head.size < verdict.size:
+            index = verdict.first_bad_index
+            return replace(
+                verdict,
+                ok=False,
+                first_bad_index=head.size if index is None else min(index, head.size),
+                problems=(*verdict.problems, f"entry {head.size} and what follows it were never signed"),
+            )
+        if verdict.ok and head.size == verdict.size and head.root != verdict.root:
+            return replace(
+                verdict,
+                ok=False,
+                first_bad_interval=(verdict.covered, head.size),
+                problems=(f"the rows do not give the root that was signed at size {head.size}",),
+            )
+        return verdict
 
     def _heads(self, known: Sequence[str]) -> tuple[list[TreeHead], list[str]]:
         answer = self._session.get("/v1/ledger/heads")

@@ -34,5 +34,5 @@ def read_private(path: Path, what: str) -> bytes:
             f"the {what} {path} can be read or written by others", next=f"chmod 600 {path}"
         )
     if len(data) > MAX_FILE:
-        raise ConfigurationError(f"the {what} {path} is too large", why=f"more than {MAX_FILE} bytes")
+        raise ConfigurationError(f"{path} is not a {what}", why=f"it has more than {MAX_FILE} bytes")
     return data

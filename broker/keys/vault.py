@@ -12,7 +12,6 @@ engine (``openbao.org/api-docs/secret/transit``): ``keys``, ``encrypt``, ``decry
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import threading
 from typing import Final
@@ -196,7 +195,7 @@ def _parse_wrap(text: object) -> bytes:
 def _parse_key(text: object) -> bytes:
     try:
         key = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except binascii.Error as exc:
+    except ValueError as exc:
         raise IntegrityFailure("a wrapped key opens to something else than a key") from exc
     if len(key) != KEY_SIZE:
         raise IntegrityFailure("a wrapped key opens to something else than a key")

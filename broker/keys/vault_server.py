@@ -215,9 +215,11 @@ class VaultServer:
             answer = self._pool.request(
                 method, url, headers=headers, body=body, redirect=False, preload_content=False
             )
-            data = answer.read(_MAX_ANSWER + 1, decode_content=False)
-            if len(data) > _MAX_ANSWER:
+            data = answer.read(_MAX_ANSWER, decode_content=False)
+            # The second read finds out that more would come, or that the answer was cut off.
+            if answer.read(1, decode_content=False):
                 answer.close()
+                raise Unavailable("Vault does not answer", why="what came is too large")
             answer.release_conn()
         except urllib3.exceptions.HTTPError as exc:
             raise Unavailable("Vault does not answer", why=type(exc).__name__) from exc
@@ -238,8 +240,6 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def _parse(data: bytes) -> Json:
-    if len(data) > _MAX_ANSWER:
-        raise Unavailable("Vault does not answer", why="what came is too large")
     if not data:
         return {}
     try:

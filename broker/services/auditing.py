@@ -12,7 +12,7 @@ from typing import Final
 from broker import limits
 from broker.canonical import Json, b64url, canonical_bytes, format_time, parse_json
 from broker.drafts import Draft, RequestKey
-from broker.errors import BrokerError, InvalidRequest, NotFound
+from broker.errors import BrokerError, IntegrityFailure, InvalidRequest, NotFound
 from broker.identity import scope
 from broker.ledger import entry as entries
 from broker.ledger import merkle, receipt
@@ -34,17 +34,26 @@ MAX_LEAVES: Final = 5000
 _HOUR: Final = 3_600_000
 
 
-def _authorize(house: House, request: authn.SignedRequest, right: str, query: str) -> authn.Caller:
+def _authorize(
+    house: House, request: authn.SignedRequest, right: str, query: str, *, to_verify: bool = False
+) -> authn.Caller:
     """The caller may audit; the read is on record before its answer is made.
+
+    Args:
+        to_verify: What is read shows what is wrong with the log. A log that contradicts itself takes no
+            more entries, so nobody could find out where it does: such a read then goes unrecorded.
 
     Raises:
         ScopeExceeded, Denied: Recorded refusals.
+        IntegrityFailure: The stored log contradicts itself, and this read would not help to find out where.
     """
     refusal: list[BrokerError] = []
     callers: list[authn.Caller] = []
+    allowed: list[authn.Caller] = []
 
     def decide(view: View) -> Draft:
         refusal.clear()
+        allowed.clear()
         caller = authn.authenticate(house, view, request)
         callers[:] = [caller]
         answer = None
@@ -58,9 +67,16 @@ def _authorize(house: House, request: authn.SignedRequest, right: str, query: st
         except denials.REFUSALS as error:
             refusal.append(error)
             return denials.denial_draft(house, caller, error=error, action="audit", answer=answer)
-        return _query_draft(house, caller, right, query)
+        draft = _query_draft(house, caller, right, query)
+        allowed.append(caller)
+        return draft
 
-    decide_and_append(house, decide)
+    try:
+        decide_and_append(house, decide)
+    except IntegrityFailure:
+        # I10: nothing is released any more, and whoever may audit can still say which entry it is.
+        if not to_verify or not allowed:
+            raise
     if refusal:
         raise refusal[0]
     return callers[0]
@@ -207,7 +223,7 @@ def leaves(
     """
     if not 0 <= start <= stop or stop - start > MAX_LEAVES:
         raise InvalidRequest(f"at most {MAX_LEAVES} rows are read at once")
-    _authorize(house, request, "read", "verify")
+    _authorize(house, request, "read", "verify", to_verify=True)
     lines: list[bytes] = []
     with house.ledger.view() as view:
         # The search rows are merged by index: one that is missing or too many shows as what it is.
@@ -236,17 +252,21 @@ def hashes(house: House, request: authn.SignedRequest, level: int, start: int, s
 
     Raises:
         InvalidRequest: The range is too long.
+        NotFound: One of them is not stored. Whoever verifies asks beyond the end too, and says what is wrong.
     """
     if not 0 <= start <= stop or stop - start > MAX_LEAVES or level < 0:
         raise InvalidRequest(f"at most {MAX_LEAVES} hashes are read at once")
-    _authorize(house, request, "read", "verify")
+    _authorize(house, request, "read", "verify", to_verify=True)
     with house.ledger.view() as view:
-        return {"hashes": [b64url(node) for node in view.hashes(level, start, stop)]}
+        try:
+            return {"hashes": [b64url(node) for node in view.hashes(level, start, stop)]}
+        except IntegrityFailure as exc:
+            raise NotFound(exc.what, why=exc.why) from exc
 
 
 def heads(house: House, request: authn.SignedRequest) -> Json:
     """Every signed tree head that was kept, and the newest, ascending by size."""
-    _authorize(house, request, "read", "verify")
+    _authorize(house, request, "read", "verify", to_verify=True)
     with house.ledger.view() as view:
         kept = dict(view.heads())
         tail = view.tail()

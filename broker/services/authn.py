@@ -217,3 +217,15 @@ def use_proof(house: House, caller: Caller) -> None:
         StaleDecision: Access changed since the caller was authenticated: the read has to be made again.
     """
     house.ledger.append(Draft(proof=caller.proof_use, epoch=caller.epoch))
+
+
+def spend_proof(house: House, request: SignedRequest) -> None:
+    """Use up the proof of a request that was refused without an entry, so that it works once (I08).
+
+    Raises:
+        NotAuthenticated and its kin: The caller is nobody that is known; nothing is written for it.
+        ReplayedProof: It was used before.
+    """
+    with house.ledger.view() as view:
+        caller = authenticate(house, view, request)
+    house.ledger.append(Draft(proof=caller.proof_use))

@@ -8,10 +8,11 @@ from dataclasses import replace
 from broker.canonical import Json, canonical_bytes, format_time
 from broker.drafts import Draft, RequestKey
 from broker.errors import InvalidRequest
+from broker.identity import scope
 from broker.model import ACTIVE, REVOKED, Grant
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import access, authn, deciding, denials, planning
+from broker.services import access, authn, deciding, denials, planning, selection
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
@@ -48,6 +49,25 @@ def released_json(released: access.Released) -> Json:
     }
 
 
+def _own_grant(view: View, caller: authn.Caller, id: str) -> Grant:
+    """A grant of the caller's own that its token covers: what is one's own is no way around a scope."""
+    row = planning.find_own_grant(view, caller, id)
+    manifest = selection.load_manifest(view, row.manifest)
+    paths = [manifest.files[index].path for index in planning.grant_files(row, manifest)]
+    asked = scope.Ask(
+        action="read",
+        collection=row.collection,
+        name=row.name,
+        version=row.version,
+        manifest=row.manifest,
+        paths=paths,
+        purpose=row.purpose or None,
+    )
+    scope.permits(caller.levels, asked)
+    return row
+
+
+@denials.recorded("read")
 def complete(
     house: House,
     request: authn.SignedRequest,
@@ -61,13 +81,14 @@ def complete(
 
     Raises:
         NotFound: Not a grant of the caller's.
+        ScopeExceeded: The token does not cover it.
         InvalidRequest: More is claimed than the grant covers.
     """
     digest = digest_of(canonical_bytes({"grant": grant, "received": dict(received)}))
 
     def decide(view: View) -> Draft:
         caller = authn.authenticate(house, view, request)
-        row = planning.find_own_grant(view, caller, grant)
+        row = _own_grant(view, caller, grant)
         if received["files"] > row.files or received["bytes"] > row.bytes:
             raise InvalidRequest("more was received than the grant covers")
         entry = new_entry(
@@ -98,7 +119,7 @@ def show_grant(house: House, request: authn.SignedRequest, id: str) -> Json:
     """One of the caller's own grants."""
     with house.ledger.view() as view:
         caller = authn.authenticate(house, view, request)
-        grant = planning.find_own_grant(view, caller, id)
+        grant = _own_grant(view, caller, id)
     authn.use_proof(house, caller)
     return {"grant": grant_json(grant)}
 
@@ -114,7 +135,7 @@ def revoke_own_grant(house: House, request: authn.SignedRequest, id: str, *, hav
 
     def decide(view: View) -> Draft:
         caller = authn.authenticate(house, view, request)
-        row = planning.find_own_grant(view, caller, id)
+        row = _own_grant(view, caller, id)
         answer = deciding.decide(
             house,
             view,

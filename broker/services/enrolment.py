@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from broker import jose, limits, names
-from broker.canonical import Json
-from broker.drafts import Absent, Draft
+from broker.canonical import Json, canonical_bytes
+from broker.drafts import Absent, Draft, RequestKey
 from broker.errors import Conflict, EnrolmentRefused, InvalidRequest
 from broker.identity import enrolment as codes
 from broker.identity import proof, token
@@ -17,7 +17,7 @@ from broker.model import ACTIVE, Enrolment, Key, Principal
 from broker.ports import View
 from broker.services import authn
 from broker.services.house import House
-from broker.services.record import Recorded, decide_and_record, new_entry
+from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
 MANIFEST_TYP = "broker-manifest+jws"
 KEY_USES = (proof.TYP, token.ASSERTION_TYP, MANIFEST_TYP)
@@ -53,12 +53,15 @@ def enrol(house: House, request: authn.SignedRequest, *, request_id: str, id: st
     def decide(view: View) -> Draft:
         now = view.now
         verified = authn.verify_request(house, request, now=now)
-        row = _find_code(house, view, id, now)
+        repeated = view.find_request(verified.jkt, request_id) is not None
+        row = view.find(Enrolment, id) if repeated else _find_code(house, view, id, now)
+        if row is None:
+            raise _refused()
         _check_mac(house, row, verified.jkt, mac)
         principal = view.find(Principal, row.principal)
         if principal is None or principal.disabled:
             raise _refused()
-        if view.find(Key, verified.jkt) is not None:
+        if view.find(Key, verified.jkt) is not None and not repeated:
             raise Conflict(
                 "this key is enrolled already", next="make a new key: broker login with an empty profile"
             )
@@ -84,8 +87,11 @@ def enrol(house: House, request: authn.SignedRequest, *, request_id: str, id: st
             enrolled_by=row.entry,
             uses=list(KEY_USES),
         )
+        digest = digest_of(canonical_bytes({"code": row.id, "jkt": key.jkt}))
         return Draft(
             proof=authn.use_of(verified, now),
+            # A retry after a lost answer gets the first outcome: the code is used, but by this very key.
+            request=RequestKey(jkt=key.jkt, request_id=request_id, body_digest=digest),
             entries=(entry,),
             rows=(key, replace(row, status="used")),
             expects=(row, Absent(row=Key, key=(key.jkt,))),

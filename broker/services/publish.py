@@ -110,16 +110,7 @@ def check_publish(house: House, view: View, caller: authn.Caller, wanted: Upload
     Raises:
         ScopeExceeded, Denied, ApprovalNeeded: They do not.
     """
-    scope.permits(
-        caller.levels,
-        scope.Ask(
-            action="publish",
-            collection=wanted.collection,
-            name=wanted.name,
-            version=wanted.version,
-            paths=[path for path, _ in wanted.files],
-        ),
-    )
+    _permit(caller, wanted)
     stored = view.find(Collection, wanted.collection)
     home = stored or policy.new_collection(wanted.collection)
     questions: list[tuple[str, policy.Target]] = []
@@ -282,15 +273,28 @@ def _begun(house: House, row: Upload, recorded: Recorded, recipient: bytes) -> J
     }
 
 
+def _permit(caller: authn.Caller, wanted: UploadRequest) -> None:
+    asked = scope.Ask(
+        action="publish",
+        collection=wanted.collection,
+        name=wanted.name,
+        version=wanted.version,
+        paths=[path for path, _ in wanted.files],
+    )
+    scope.permits(caller.levels, asked)
+
+
 def find_own_upload(view: View, caller: authn.Caller, id: str) -> Upload:
-    """An upload that the caller's own key began.
+    """An upload that the caller's own key began, and that its token covers.
 
     Raises:
         NotFound: There is none of that id, or it is another key's.
+        ScopeExceeded: The token does not cover it.
     """
     row = view.find(Upload, id)
     if row is None or row.principal != caller.principal.id or row.jkt != caller.key.jkt:
         raise NotFound("there is no such upload", next="broker put PATH REF")
+    _permit(caller, description_of(row))
     return row
 
 
@@ -309,6 +313,7 @@ def description_of(row: Upload) -> UploadRequest:
     )
 
 
+@denials.recorded("publish")
 def abandon(
     house: House, request: authn.SignedRequest, id: str, *, request_id: str, have: str | None
 ) -> Json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -23,9 +24,12 @@ from broker.config import Settings, load_settings
 from broker.errors import (
     HTTP_STATUS,
     ConfigurationError,
+    Conflict,
     IntegrityFailure,
     InvalidRequest,
     MalformedRequest,
+    NotFound,
+    ReplayedProof,
     TooLarge,
 )
 from broker.services import authn
@@ -195,9 +199,18 @@ class _Door:
         handler: Any = route.handler
         try:
             return handler(_parse(self._house, route, signed, values))
-        except (MalformedRequest, InvalidRequest, TooLarge):
-            self._check_caller(route, signed)
+        except (MalformedRequest, InvalidRequest, TooLarge, NotFound, Conflict):
+            self._spend(route, signed)
             raise
+
+    def _spend(self, route: Route, signed: authn.SignedRequest) -> None:
+        """A refusal is told to a known caller only, and uses up the proof as an answer would (I08)."""
+        if isinstance(route.access, Proof):
+            self._check_caller(route, signed)
+            return
+        # A refusal that is on record has used it up already.
+        with suppress(ReplayedProof):
+            authn.spend_proof(self._house, signed)
 
     def _check_caller(self, route: Route, signed: authn.SignedRequest) -> None:
         """The caller is authenticated; read-only, its proof is not used up.

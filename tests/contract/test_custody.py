@@ -229,7 +229,7 @@ def test_a_session_that_was_ended_there_is_replaced(openbao: OpenBao, tmp_path: 
 
 
 def test_a_token_that_was_used_up_is_replaced(openbao: OpenBao, tmp_path: Path) -> None:
-    # Three calls for the proof and the look at the key before it; the next one is refused.
+    # The check alone takes five calls: the last of them is refused, and repeated with a new token.
     name, login = _role(openbao, tmp_path, token_num_uses=4)
     custody = VaultCustody(openbao.server(login), key=name)
     custody.check()
