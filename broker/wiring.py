@@ -14,7 +14,7 @@ from broker.db import migrate
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
 from broker.errors import BrokerError, ConfigurationError
-from broker.keys.local import KeyPaths, KeyRing, load_key_ring
+from broker.keys.local import KeyPaths, KeyRing, create_missing_keys, load_key_ring
 from broker.keys.vault import VaultCustody
 from broker.keys.vault_server import AppRole, Login, TokenFile, VaultServer
 from broker.ledger import merkle, note
@@ -310,3 +310,19 @@ def seed_admin(settings: Settings, key: jose.PrivateKey) -> Json:
         }
     finally:
         wired.close()
+
+
+def create_keys(folder: Path, *, kek: bool = True) -> list[Path]:
+    """Make the key files that ``folder`` lacks, for production; returns those that were made.
+
+    Args:
+        folder: Made with mode 0700 if it is not there.
+        kek: Also a key-encryption key; production keeps that one somewhere else.
+
+    Raises:
+        ConfigurationError: One cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = KeyPaths.in_folder(folder)
+    wanted = paths if kek else replace(paths, kek=())
+    return create_missing_keys(wanted, dev=False, entropy=SystemEntropy(), now=SystemClock().now())

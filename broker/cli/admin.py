@@ -9,6 +9,7 @@ import click
 
 from broker.cli.collection import collection
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.keys import keys
 from broker.cli.output import Column, safe
 from broker.cli.principal import code_lines, login_command, principal
 from broker.cli.server_side import needs_server
@@ -32,12 +33,13 @@ _KINDS = ("grant", "principal", "token", "key")
 def admin() -> None:
     """Administer principals, collections, revocations.
 
-    doctor and migrate run on the server, with its settings; the rest from anywhere.
+    doctor, keys and migrate run on the server, with its settings; the rest from anywhere.
     """
 
 
 admin.add_command(principal)
 admin.add_command(collection)
+admin.add_command(keys)
 
 
 @admin.command(

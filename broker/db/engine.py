@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from broker.errors import ConfigurationError, LedgerUnavailable
 
-BUSY_SECONDS: Final = 10
+BUSY_SECONDS: Final = 5
 """How long a SQLite connection waits for another's lock."""
 _WAL_ATTEMPTS: Final = 200
 _WAL_PAUSE_SECONDS: Final = 0.02

@@ -7,6 +7,7 @@ wait; between processes the tail's lock orders the commits.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -37,6 +38,8 @@ from broker.ports import Clock
 
 _ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.02
+_PATIENCE_SECONDS: Final = 4.0
+"""An attempt that fails after this time was the last: whoever waits is told, and may ask again."""
 """Before the second attempt; twice as long before each later one."""
 
 
@@ -104,6 +107,7 @@ class LedgerStore:
 
     def _commit(self, drafts: Sequence[Draft]) -> Sequence[Outcome]:
         failure: SQLAlchemyError | None = None
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         for attempt in range(_ATTEMPTS):
             _pause(attempt)
             try:
@@ -115,7 +119,7 @@ class LedgerStore:
                 raise alarm("the ledger's tables hold a row that the broker did not write") from exc
             except SQLAlchemyError as exc:
                 failure = exc
-                if not is_transient(exc):
+                if not is_transient(exc) or time.monotonic() > deadline:
                     break
         raise _unwritable() from failure
 

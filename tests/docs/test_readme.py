@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker import Client
-from broker.keys.local import ALGORITHMS, read_key_file
+from broker.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -95,38 +96,40 @@ def test_the_place_of_the_demo_is_marked() -> None:
 # -- deploying --------------------------------------------------------------------------------------------
 
 
-def test_the_keys_of_the_deployment_are_made(tmp_path: Path) -> None:
-    (code,) = blocks(DEPLOY, "python keys")
-    done = run(code, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    for use in ALGORITHMS:
-        assert not read_key_file(tmp_path / f"{use}.json", use).dev
-
-
-def test_the_settings_of_the_deployment_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     from broker.config import load_settings
 
     (toml,) = blocks(DEPLOY, "toml")
     path = tmp_path / "broker.toml"
     path.write_text(toml)
     path.chmod(0o600)
-    for name in list(__import__("os").environ):
+    for name in list(os.environ):
         if name.startswith("BROKER_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BROKER_CONFIG", str(path))
-    settings = load_settings()
-    assert settings.mode == "dev"
+    return load_settings()
+
+
+def test_the_settings_of_the_deployment_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = deployment(tmp_path, monkeypatch)
+    assert settings.mode == "production"
     assert settings.keys.folder == Path("/etc/broker/keys")
+    assert settings.keys.custody == "vault"
 
 
-def test_this_release_has_one_custody_and_production_refuses_it() -> None:
-    """What docs/operations/deploy.md says of production mode."""
-    from broker.config import KeySettings
+def test_the_settings_of_the_deployment_are_not_refused_for_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Production would start on them, given the facts that it asks for."""
+    from broker.config import Facts, find_refusals
 
-    custody = KeySettings.model_fields["custody"].annotation
-    assert custody is not None
-    assert custody.__args__ == ("file",)
-    assert "**0.1 therefore does not start in production mode.**" in re.sub(r"\s+", " ", DEPLOY)
+    settings = deployment(tmp_path, monkeypatch)
+    facts = Facts(
+        home=Path("/nonexistent"), dev_keys=False, equal_keys=False, can_change_ledger=False, admins=1
+    )
+    assert {refusal.code for refusal in find_refusals(settings, facts)} == {
+        "store-credentials"
+    }  # the page has dots there
 
 
 def test_the_port_of_the_image_is_the_default_one() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,7 +21,7 @@ from tests.e2e.wire import opened
 
 Secrets = dict[str, set[bytes]]
 KEPT_SECRETLY = ("dev.json", "broker.toml", "keys", "profiles", "store")
-"""What holds secrets because it must: mode 0600 or below a folder of mode 0700. The store's log is searched."""
+"""What holds secrets because it must, for its owner alone. The store's log is searched all the same."""
 
 
 def octets(text: str) -> bytes:
