@@ -38,9 +38,9 @@ from broker.ports import Clock
 
 _ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.02
+"""Before the second attempt; twice as long before each later one."""
 _PATIENCE_SECONDS: Final = 4.0
 """An attempt that fails after this time was the last: whoever waits is told, and may ask again."""
-"""Before the second attempt; twice as long before each later one."""
 
 
 class LedgerStore:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from broker.client import rawhttp
 from broker.envelope.extents import ciphertext_size
 from broker.errors import IntegrityFailure
 from broker.names import parse_ref
 from tests.e2e.running import MIB, Stack, User, noise, read_tree, write_tree
-from tests.e2e.wire import opened
+from tests.e2e.wire import opened, send
 
 SIZE = 3 * MIB
 
@@ -179,8 +181,37 @@ def test_a_key_that_others_can_read_is_not_used(stack: Stack, ref: str) -> None:
     assert "chmod 600" in who.cli("ls", expect=2).err
 
 
-def test_I20_no_upload_url_is_left_after_a_commit(stack: Stack, ref: str, ana: User) -> None:
+def test_I20_no_upload_url_changes_anything_after_the_commit(
+    stack: Stack, pub: User, ana: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, dict[str, str]]] = []
+    put = rawhttp.Connection.put
+
+    def listen(self: Any, target: Any, headers: Any, pieces: Any, *, size: int) -> int:
+        used.append((f"http://{target.netloc}{target.path}", {**headers, "Content-Length": str(size)}))
+        return put(self, target, headers, pieces, size=size)
+
+    monkeypatch.setattr(rawhttp.Connection, "put", listen)
+    files = {
+        "parts.bin": noise(13 * MIB, "parts"),
+        "one.bin": noise(MIB, "one"),
+        "list.bin": noise(3 * MIB, "l"),
+    }
+    with pub.client() as client:
+        client.publish(write_tree(tmp_path / "t", files), "acme/closed@v1", extent_size=MIB)
+    assert len(used) >= 6
+    assert any("uploadId" in url for url, _ in used)
+    assert any("uploadId" not in url for url, _ in used)
     before = stack.objects()
+    for url, headers in used:
+        answer = send("PUT", url, body=bytes(int(headers["Content-Length"])), headers=headers)
+        assert answer.status in (403, 404, 409, 412), (answer.status, "uploadId" in url)
+        loose = {name: value for name, value in headers.items() if name != "If-None-Match"}
+        answer = send("PUT", url, body=bytes(int(headers["Content-Length"])), headers=loose)
+        assert answer.status in (403, 404, 409, 412), (answer.status, "uploadId" in url)
+        assert send("DELETE", url).status in (403, 404)
+    assert stack.objects() == before
     with stack.s3() as s3:
         assert "Uploads" not in s3.list_multipart_uploads(Bucket=stack.bucket)
-    assert before == stack.objects()
+    ana.cli("get", "acme/closed@v1", tmp_path / "out")
+    assert read_tree(tmp_path / "out") == files

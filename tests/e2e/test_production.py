@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,17 @@ import psycopg
 import pytest
 import urllib3
 from psycopg import errors as pg_errors
-from sqlalchemy import URL
 
 from broker.client.sdk import Client
 from broker.dev.seaweed import BUCKET, choose_ports
-from broker.errors import Denied, IntegrityFailure, Unavailable
+from broker.errors import IntegrityFailure, NotFound, Unavailable
 from broker.keys import vault
 from broker.keys.local import ALGORITHMS, KEK, create_key_file
 from broker.runtime import SystemClock, SystemEntropy
 from tests import seaweed as stores
 from tests.e2e.running import MIB, PROGRAM, ROOT, Done, environment, noise, read_tree, until, write_tree
 from tests.openbao import OpenBao, openbao
-from tests.postgres import new_database, run, text_of
+from tests.postgres import run, server_url, text_of
 
 __all__ = ["openbao"]
 
@@ -45,56 +44,66 @@ STOP_SECONDS = 20.0
 FILES = {"config.json": b"{}", "weights/one.bin": noise(3 * MIB + 5), "weights/two.bin": noise(MIB, 2)}
 
 
-def database_roles() -> list[str]:
-    """The statements under "Roles on PostgreSQL" of the page about the database."""
+def documented_roles() -> tuple[list[str], list[str], str]:
+    """Statements of the page about the database: for the owner, for the broker's role, for PostgreSQL 14."""
     page = (ROOT / "docs" / "operations" / "database.md").read_text()
-    block = re.search(r"^## Roles on PostgreSQL\n.*?^```sql\n(.*?)^```", page, flags=re.S | re.M)
-    assert block
-    return [each.strip() for each in block[1].split(";") if each.strip()]
+    section = page[page.index("\n## Roles on PostgreSQL\n") :]
+    owner, app = (
+        [each.strip() for each in block.split(";") if each.strip()]
+        for block in re.findall(r"^```sql\n(.*?)^```", section, flags=re.S | re.M)[:2]
+    )
+    revoke = re.search(r"`(REVOKE [^`]+)`", section)
+    assert revoke
+    return owner, app, revoke[1]
 
 
-@dataclass
 class Database:
-    """A database with an owner and the role that the broker runs as; neither is a superuser."""
+    """A database with an owner, and the role that the broker runs as, both made as the page says."""
 
-    url: URL
-    name: str = field(default_factory=lambda: f"site_{secrets.token_hex(6)}")
-    password: str = field(default_factory=lambda: secrets.token_hex(12), repr=False)
+    def __init__(self) -> None:
+        self.name = f"broker_test_{secrets.token_hex(6)}"
+        self.password = secrets.token_hex(12)
+        self.url = server_url().set(database=self.name)
 
     def url_of(self, role: str) -> str:
         return text_of(self.url.set(username=f"{self.name}_{role}", password=self.password))
 
-    def make_owner(self) -> None:
-        run(f"CREATE ROLE {self.name}_owner LOGIN PASSWORD '{self.password}'")
-        run(f"ALTER DATABASE {self.url.database} OWNER TO {self.name}_owner")
+    def _said(self, statement: str) -> str:
+        for role in ("owner", "app"):
+            statement = statement.replace(f"broker_{role}", f"{self.name}_{role}")
+        statement = statement.replace("DATABASE broker ", f"DATABASE {self.name} ")
+        return statement.replace(" LOGIN", f" LOGIN PASSWORD '{self.password}'")
+
+    def create(self) -> None:
+        owner, _, revoke = documented_roles()
+        for statement in owner:
+            run(self._said(statement))
+        run(revoke, self.url)
 
     def make_app(self) -> None:
-        """What the page says, as the owner; only the role itself needs an administrator."""
-        for statement in database_roles():
-            said = statement.replace("broker_app", f"{self.name}_app")
-            said = said.replace("DATABASE broker ", f"DATABASE {self.url.database} ")
-            if said.startswith("CREATE ROLE"):
-                run(f"{said} PASSWORD '{self.password}'")
+        """Only the role itself needs an administrator; the owner grants."""
+        _, app, _ = documented_roles()
+        for statement in map(self._said, app):
+            if statement.startswith("CREATE ROLE"):
+                run(statement)
             else:
                 with psycopg.connect(self.url_of("owner"), autocommit=True) as connection:
-                    connection.execute(said)  # type: ignore[call-overload]
+                    connection.execute(statement)  # type: ignore[call-overload]
 
-    def drop_roles(self) -> None:
+    def drop(self) -> None:
+        run(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
         for role in ("app", "owner"):
             run(f"DROP ROLE IF EXISTS {self.name}_{role}")
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
-    made: list[Database] = []
+    made = Database()
     try:
-        with new_database() as url:
-            made.append(Database(url=url))
-            made[0].make_owner()
-            yield made[0]
+        made.create()
+        yield made
     finally:
-        for each in made:
-            each.drop_roles()
+        made.drop()
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +167,11 @@ class Site:
             env=self._environment_with(changes),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             timeout=START_SECONDS,
         )
-        assert done.returncode == expect, f"exit {done.returncode}: {done.stdout}{done.stderr}"
-        return Done(code=done.returncode, out=done.stdout, err=done.stderr)
+        found = Done(code=done.returncode, data=done.stdout, err=done.stderr.decode())
+        assert found.code == expect, f"exit {found.code}: {found.out}{found.err}"
+        return found
 
     def start(self, **changes: str | None) -> None:
         with open(self.log, "ab") as out:
@@ -275,7 +284,7 @@ def test_production_serves_what_was_published(
     assert (site.status("/livez"), site.status("/readyz")) == (200, 200)
     people.eng.fetch(published, tmp_path / "out", purpose="evaluation")
     assert read_tree(tmp_path / "out") == FILES
-    with pytest.raises(Denied):
+    with pytest.raises(NotFound):
         people.eve.fetch(published, tmp_path / "eve")
     entries = _entries(site)
     assert {"grant", "commit"} <= {each["type"] for each in entries}
@@ -314,7 +323,7 @@ def test_without_its_rights_in_openbao_the_broker_opens_nothing(
     assert read_tree(tmp_path / "out") == FILES
 
 
-def test_a_wrap_that_was_moved_opens_nothing(
+def test_a_wrap_that_was_changed_opens_nothing(
     site: Site, people: People, published: str, tmp_path: Path
 ) -> None:
     """The row's MAC notices it first; what the wrap is bound to is the contract suite's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -122,6 +123,14 @@ def test_a_ciphertext_of_another_form_is_refused(
         custody.wrap(KEY, AAD)
 
 
+@pytest.mark.parametrize("size", [0, 1, 5, WRAPPED_SIZE - 1, WRAPPED_SIZE + 1])
+def test_what_is_no_wrap_is_not_even_sent(transit: TransitServer, by_token: TokenFile, size: int) -> None:
+    wrapped = b"\x02\0\0\0\x01" + bytes(WRAPPED_SIZE)
+    with pytest.raises(IntegrityFailure):
+        _custody(transit, by_token).unwrap(wrapped[:size], AAD)
+    assert transit.seen == []
+
+
 @pytest.mark.parametrize("plaintext", [None, 7, "", "AAAA", "?", base64.b64encode(bytes(33)).decode(), "ü"])
 def test_a_plaintext_that_is_no_key_is_refused(
     transit: TransitServer, by_token: TokenFile, plaintext: object
@@ -158,8 +167,6 @@ def test_a_key_that_is_not_fit_wraps_nothing(
 
 
 def _answer(transit: TransitServer, status: int, body: object, **headers: str) -> None:
-    import json
-
     transit.next.append((status, json.dumps(body).encode(), headers))
 
 
