@@ -48,6 +48,7 @@ class Run:
 
     seconds: float
     client_cpu: float
+    store_cpu: float
     peak_mib: float
 
 
@@ -80,7 +81,7 @@ def _run(folder: Path, *, size_mib: int, rounds: int, name: str) -> int:
         for at in range(rounds):
             # Each round begins with another tool: nobody is always the one after the pause.
             for tool in tools[at % len(tools) :] + tools[: at % len(tools)]:
-                runs[tool.name].append(_measure(tool, folder, stage.home / "store" / "data", digest))
+                runs[tool.name].append(_measure(tool, folder, stage.home / "store", digest))
     summary = {
         "benchmark": name,
         "bytes": size_mib * MIB,
@@ -135,12 +136,14 @@ def _publish(stage: Stage, source: Path) -> Tool:
     )
 
 
-def _measure(tool: Tool, folder: Path, data: Path, digest: str) -> Run:
+def _measure(tool: Tool, folder: Path, store: Path, digest: str) -> Run:
     target = folder / "out"
     dest = target if tool.name == OURS else target / FILE
     if tool.name != OURS:
         target.mkdir()
-    _warm(data)
+    _warm(store / "data")
+    server = machine.find_process("weed", store)
+    before = machine.cpu_seconds(server) if server is not None else 0.0
     started = time.monotonic()
     child = subprocess.Popen(
         list(tool.command(dest)),
@@ -157,6 +160,7 @@ def _measure(tool: Tool, folder: Path, data: Path, digest: str) -> Run:
     said = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.monotonic() - started
+    served = machine.cpu_seconds(server) - before if server is not None else 0.0
     child.stderr.close()
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -167,6 +171,7 @@ def _measure(tool: Tool, folder: Path, data: Path, digest: str) -> Run:
     return Run(
         seconds=seconds,
         client_cpu=usage.ru_utime + usage.ru_stime,
+        store_cpu=served,
         peak_mib=peak.stop() / 2**20,
     )
 
@@ -221,6 +226,7 @@ def _summary(tool: Tool, runs: Sequence[Run], size_mib: int) -> dict[str, Any]:
         "slowest": round(times[-1], 4),
         "mib_per_second": round(size_mib / median, 1),
         "client_cpu_seconds": round(statistics.median(run.client_cpu for run in runs), 3),
+        "store_cpu_seconds": round(statistics.median(run.store_cpu for run in runs), 3),
         "peak_memory_mib": round(max(run.peak_mib for run in runs), 1),
         "runs": [{name: round(value, 4) for name, value in asdict(run).items()} for run in runs],
     }
@@ -241,7 +247,7 @@ def _ratios(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    head = f"{'tool':<12}{'version':<22}{'median s':>9}{'spread s':>16}{'MiB/s':>8}{'CPU s':>7}{'MiB':>6}"
+    head = f"{'tool':<12}{'version':<22}{'median s':>9}{'spread s':>16}{'MiB/s':>8}{'CPU s':>7}{'store':>7}{'MiB':>6}"
     head += "  ours/theirs"
     lines = [head, "-" * len(head)]
     for name, found in summary["tools"].items():
@@ -251,6 +257,6 @@ def _show(summary: dict[str, Any]) -> None:
         lines.append(
             f"{name:<12}{found['version'][:20]:<22}{found['median_seconds']:>9.2f}{spread:>16}"
             f"{found['mib_per_second']:>8.0f}{found['client_cpu_seconds']:>7.2f}"
-            f"{found['peak_memory_mib']:>6.0f}  {told}"
+            f"{found['store_cpu_seconds']:>7.2f}{found['peak_memory_mib']:>6.0f}  {told}"
         )
     sys.stdout.write("\n".join(lines) + "\n")

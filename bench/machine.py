@@ -38,3 +38,21 @@ def _file_system(folder: Path) -> str:
         ["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False
     )
     return done.stdout.strip() or "unknown"
+
+
+def find_process(program: str, folder: Path) -> int | None:
+    """Process id of a program that works in ``folder``."""
+    for entry in Path("/proc").iterdir():
+        try:
+            name = (entry / "cmdline").read_bytes().partition(b"\0")[0].decode("utf-8", "replace")
+            if Path(name).name == program and Path(os.readlink(entry / "cwd")) == folder:
+                return int(entry.name)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time, user and system, that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

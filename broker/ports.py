@@ -201,6 +201,9 @@ class KeyCustody(Protocol):
     def unwrap(self, wrapped: bytes, aad: bytes) -> bytes:
         """The key again. Raises IntegrityFailure when the wrap or ``aad`` differ."""
 
+    def check(self) -> None:
+        """It answers, and its key is fit for use. Raises Unavailable or ConfigurationError."""
+
 
 class TreeHeadStore(Protocol):
     """A store outside the database that remembers signed tree heads, create-only by size."""

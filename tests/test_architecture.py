@@ -139,7 +139,7 @@ def test_clock_entropy_and_environment_come_through_their_doors(room: str, path:
         if owner == "os" and node.attr in ("urandom", "getrandom") and room != "runtime":
             wrong.append(f"{where}: entropy is drawn in runtime.py only")
         if owner == "os" and node.attr in ("environ", "getenv") and room not in ENVIRONMENT_ROOMS:
-            wrong.append(f"{where}: the environment is read in config.py and the client's settings only")
+            wrong.append(f"{where}: the environment is read in config and the client's settings only")
     assert not wrong, "\n".join(wrong)
 
 

@@ -210,6 +210,9 @@ class LocalCustody:
     def __repr__(self) -> str:
         return f"LocalCustody(current={self._current.hex()!r}, keys={len(self._held)})"
 
+    def check(self) -> None:
+        """Always: a key that was read is fit for use."""
+
     def wrap(self, key: bytes, aad: bytes) -> bytes:
         """Wrap a 32-byte key, bound to ``aad``; returns :data:`WRAPPED_SIZE` bytes.
 

@@ -14,7 +14,7 @@ _KEEP_MS: Final = 2000
 
 
 class Readiness:
-    """Asks database, ledger tail and store whether they answer, and remembers that for two seconds."""
+    """Asks database, ledger tail, store and custody whether they answer, and remembers that for two seconds."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -36,6 +36,7 @@ class Readiness:
             with self._house.ledger.view() as view:
                 view.tail()
             self._house.store.check()
+            self._house.custody.check()
         except BrokerError as exc:
             get_logger().warning("not ready", code=exc.code, what=exc.what)
             return False
