@@ -247,8 +247,8 @@ def _ratios(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    head = f"{'tool':<12}{'version':<22}{'median s':>9}{'spread s':>16}{'MiB/s':>8}{'CPU s':>7}{'store':>7}{'MiB':>6}"
-    head += "  ours/theirs"
+    head = f"{'tool':<12}{'version':<22}{'median s':>9}{'spread s':>16}{'MiB/s':>8}"
+    head += f"{'CPU s':>7}{'store':>7}{'MiB':>6}  ours/theirs"
     lines = [head, "-" * len(head)]
     for name, found in summary["tools"].items():
         ratio = summary["ratios"].get(name)

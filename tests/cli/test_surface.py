@@ -22,7 +22,7 @@ ledger:search ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:ve
 policy:validate policy:fmt policy:show policy:apply policy:test
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
-admin:collection:ls admin:collection:set admin:revoke admin:doctor admin:migrate
+admin:collection:ls admin:collection:set admin:keys:create admin:revoke admin:doctor admin:migrate
 """
 
 

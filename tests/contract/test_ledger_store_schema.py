@@ -25,7 +25,7 @@ from broker.db import (
     role_may_change_ledger,
     upgrade,
 )
-from broker.db.engine import parse_database_url
+from broker.db.engine import BUSY_SECONDS, parse_database_url
 from broker.db.tables import METADATA
 from broker.errors import ConfigurationError, IntegrityFailure, LedgerUnavailable
 from broker.model import Principal
@@ -173,7 +173,7 @@ def test_sqlite_is_durable_on_every_connection(tmp_path: Path) -> None:
                 "journal_mode": "wal",
                 "synchronous": 2,
                 "foreign_keys": 1,
-                "busy_timeout": 10_000,
+                "busy_timeout": BUSY_SECONDS * 1000,
                 "query_only": 0 if writes else 1,
             }
             connection.close()
@@ -276,12 +276,10 @@ def test_whoever_writes_the_sqlite_file_may_change_it(tmp_path: Path) -> None:
 def test_the_documented_role_can_do_the_work_and_no_more(migrated_postgres_url: str) -> None:
     """Runs the SQL of the operations guide."""
     database = make_url(migrated_postgres_url)
-    found = re.search(r"```sql\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert found is not None
+    blocks = re.findall(r"```sql\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if "broker_app" in block]
     role = f"{database.database}_app"
-    statements = (
-        found.group(1).replace("broker_app", role).replace("DATABASE broker", f"DATABASE {database.database}")
-    )
+    statements = found.replace("broker_app", role).replace("DATABASE broker", f"DATABASE {database.database}")
     owner = open_engine(migrated_postgres_url)
     assert role_may_change_ledger(owner)
     owner.dispose()
