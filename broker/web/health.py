@@ -14,7 +14,7 @@ _KEEP_MS: Final = 2000
 
 
 class Readiness:
-    """Asks database, ledger tail, store and custody whether they answer, and remembers that for two seconds."""
+    """Asks database, tail, store and custody whether they answer, and remembers that for two seconds."""
 
     def __init__(self, house: House) -> None:
         self._house = house

@@ -114,7 +114,9 @@ def test_pages_that_the_code_names_exist() -> None:
 def command_lines(path: Path) -> Iterator[str]:
     """Every ``broker ...`` of a page: lines of plain fenced blocks, and code spans."""
     text = path.read_text()
-    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```$", text, flags=re.S | re.M):
+    for kind, block in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.S | re.M):
+        if kind not in ("", "sh", "bash", "console"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             found = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(broker [a-z].*)", line)
             if found:
