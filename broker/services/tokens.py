@@ -10,7 +10,7 @@ from typing import Any
 from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
 from broker.drafts import Draft
-from broker.errors import BrokerError, InvalidGrant, NotFound
+from broker.errors import BrokerError, InvalidGrant, NotAuthenticated, NotFound
 from broker.identity import proof, scope, token
 from broker.model import ACTIVE, REVOKED, Key, Principal, Token
 from broker.ports import View
@@ -107,7 +107,7 @@ def _claimant(house: House, view: View, jkt: str, assertion: str, now: int) -> t
         token.verify_assertion(
             assertion, jwk=json.loads(key.jwk), principal=principal.id, issuer=house.issuer, now=now
         )
-    except BrokerError as exc:
+    except NotAuthenticated as exc:
         why = f"{exc.what}: {exc.why}" if exc.why else exc.what
         raise InvalidGrant("the assertion is not acceptable", why=why, next=exc.next) from exc
     if principal.disabled:

@@ -23,6 +23,7 @@ from broker.errors import (
     BrokerError,
     ConfigurationError,
     Denied,
+    IntegrityFailure,
     InternalError,
     InvalidProof,
     InvalidToken,
@@ -181,7 +182,9 @@ def _oauth_code(error: BrokerError) -> str:
 
 
 def _members(error: BrokerError) -> dict[str, Any]:
-    found: dict[str, Any] = {"detail": error.what, "why": error.why, "next": error.next}
+    # Which row or key was found changed is for the log and its alarm, not for whoever is asking (I11).
+    why = None if error.code == IntegrityFailure.code else error.why
+    found: dict[str, Any] = {"detail": error.what, "why": why, "next": error.next}
     if isinstance(error, Denied):
         found["policies"] = list(error.policies)
     if isinstance(error, RateLimited):

@@ -129,7 +129,7 @@ def check_command(line: str) -> None:
     """The command exists, and takes these options and this many arguments."""
     words = shlex.split(line)[1:]
     command: click.Command = cli
-    context = click.Context(command, info_name="broker")
+    context = click.Context(command, info_name="broker", help_option_names=["-h", "--help"])
     while isinstance(command, click.Group) and words:
         found = command.get_command(context, words[0])
         assert found is not None, f"no command {words[0]}"

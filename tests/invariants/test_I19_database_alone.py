@@ -86,3 +86,14 @@ def test_I19_a_copied_row_is_not_another_principal(world: World, ana: Person) ->
     database.close()
     with pytest.raises(BrokerError):
         world.ask(ana, "acme/llama@v1")
+
+
+def test_I19_an_edited_key_gets_no_token_and_learns_nothing_of_the_row(world: World, ana: Person) -> None:
+    from broker.web import problems
+
+    tamper(world, "UPDATE principals SET roles = '[\"admin\"]' WHERE id = 'user:ana'")
+    with pytest.raises(IntegrityFailure) as refused:
+        world.login(ana)
+    told = problems.problem_of(refused.value, request_id="r", metadata_url="")
+    assert told.status == 500
+    assert "ana" not in str(told.body)
