@@ -313,7 +313,7 @@ HTTP_STATUS: Final[dict[str, int]] = {
     "enrolment_refused": 401,
     "invalid_grant": 400,
     "not_found": 404,
-    "integrity": 500,
+    "integrity": 403,
     "rollback": 503,
     "needs_approval": 403,
     "rate_limited": 429,

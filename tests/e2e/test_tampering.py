@@ -221,7 +221,7 @@ def test_rows_that_the_broker_did_not_write_stop_it(new_stack: Callable[..., Sta
     (other,) = own.sql("SELECT groups FROM principals WHERE id = 'user:pub'")
     assert row[1] != other[0]
     own.sql("UPDATE principals SET groups = ? WHERE id = 'user:eve'", other[0])
-    assert "MAC" in eve.cli("get", "acme/a@v1", tmp_path / "out", expect=4).err
+    assert "MAC" in eve.cli("get", "acme/a@v1", tmp_path / "out", expect=6).err
     assert not (tmp_path / "out").exists()
     own.sql("UPDATE principals SET groups = ? WHERE id = 'user:eve'", row[1])
     eve.cli("get", "acme/a@v1", tmp_path / "out", expect=5)

@@ -95,5 +95,5 @@ def test_I19_an_edited_key_gets_no_token_and_learns_nothing_of_the_row(world: Wo
     with pytest.raises(IntegrityFailure) as refused:
         world.login(ana)
     told = problems.problem_of(refused.value, request_id="r", metadata_url="")
-    assert told.status == 500
+    assert told.status == 403
     assert "ana" not in str(told.body)
