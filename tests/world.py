@@ -261,7 +261,8 @@ class World:
         issued = tokens.issue(self.house, request, assertion=assertion, details=details or EVERYTHING)
         return issued.access_token
 
-    def add(self, id: str, *, roles: Sequence[str] = ("engineer",), groups: Sequence[str] = ()) -> Person:
+    def new_code(self, id: str, *, roles: Sequence[str] = (), groups: Sequence[str] = ()) -> str:
+        """The one-time code of a principal that is added now."""
         made = people.add_principal(
             self.house,
             self.request(self.admin),
@@ -271,7 +272,11 @@ class World:
             groups=list(groups),
             have=None,
         )
-        return self.enrol(made["id"], made["enrolment_code"])
+        return str(made["enrolment_code"])
+
+    def add(self, id: str, *, roles: Sequence[str] = ("engineer",), groups: Sequence[str] = ()) -> Person:
+        code = self.new_code(id, roles=roles, groups=groups)
+        return self.enrol(id if ":" in id else f"user:{id}", code)
 
     def enrol(self, id: str, text: str, *, alg: str = "EdDSA") -> Person:
         key = jose.PrivateKey.generate(alg)

@@ -107,7 +107,7 @@ def _carry_out(
         return _release_draft(house, caller, made, request_id, body_digest)
 
     try:
-        draft, recorded = decide_and_record(house, decide, have=have)
+        _, recorded = decide_and_record(house, decide, have=have)
     except OverBudget as over:
         _record_over_budget(house, request, outcome, over, request_id)
         raise
@@ -118,7 +118,6 @@ def _carry_out(
     made = outcome.plan
     if recorded.repeated:
         made = _first_outcome(house, made, recorded)
-    del draft
     # Crash here: recorded, nothing released. The same request again gets the same grant.
     return Released(
         grant=made.grant,

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flask import Flask
+
+# gunicorn has no types of its own: what is taken from it, and made of it, is unchecked here.
 from gunicorn import util as gunicorn_util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]

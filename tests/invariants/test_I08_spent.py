@@ -21,16 +21,8 @@ def test_I08_a_refused_request_does_not_work_later(world: World) -> None:
 
 
 def test_I08_an_enrolment_can_be_repeated_by_the_same_key_only(world: World) -> None:
-    made = people.add_principal(
-        world.house,
-        world.request(world.admin),
-        request_id=world.uuid(),
-        id="ana",
-        roles=[],
-        groups=[],
-        have=None,
-    )
-    code = codes.parse_code(made["enrolment_code"])
+    made = world.new_code("ana")
+    code = codes.parse_code(made)
     request_id = world.uuid()
 
     def enrol(key: jose.PrivateKey) -> object:

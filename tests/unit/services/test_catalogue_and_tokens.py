@@ -58,36 +58,20 @@ def test_whoami_lists_every_key_of_the_caller(world: World, pub: Person) -> None
 
 
 def test_a_code_works_once_and_only_the_newest(world: World) -> None:
-    made = people.add_principal(
-        world.house,
-        world.request(world.admin),
-        request_id=world.uuid(),
-        id="ana",
-        roles=[],
-        groups=[],
-        have=None,
-    )
+    made = world.new_code("ana")
     newer = people.new_code(
         world.house, world.request(world.admin), request_id=world.uuid(), id="ana", have=None
     )["enrolment_code"]
     with pytest.raises(EnrolmentRefused):
-        world.enrol("user:ana", made["enrolment_code"])
+        world.enrol("user:ana", made)
     world.enrol("user:ana", newer)
     with pytest.raises(EnrolmentRefused):
         world.enrol("user:ana", newer)
 
 
 def test_a_code_dies_after_an_hour_and_after_five_failures(world: World) -> None:
-    made = people.add_principal(
-        world.house,
-        world.request(world.admin),
-        request_id=world.uuid(),
-        id="ana",
-        roles=[],
-        groups=[],
-        have=None,
-    )
-    code = codes.parse_code(made["enrolment_code"])
+    made = world.new_code("ana")
+    code = codes.parse_code(made)
     guess = Person(id="user:ana", key=world.admin.key, token="")
     for _ in range(limits.ENROLMENT_FAILURES):
         with pytest.raises(EnrolmentRefused):
@@ -99,7 +83,7 @@ def test_a_code_dies_after_an_hour_and_after_five_failures(world: World) -> None
                 mac=bytes(32),
             )
     with pytest.raises(EnrolmentRefused):
-        world.enrol("user:ana", made["enrolment_code"])
+        world.enrol("user:ana", made)
     late = people.new_code(
         world.house, world.request(world.admin), request_id=world.uuid(), id="ana", have=None
     )["enrolment_code"]
@@ -110,16 +94,8 @@ def test_a_code_dies_after_an_hour_and_after_five_failures(world: World) -> None
 
 
 def test_the_mac_is_for_one_server(world: World) -> None:
-    made = people.add_principal(
-        world.house,
-        world.request(world.admin),
-        request_id=world.uuid(),
-        id="ana",
-        roles=[],
-        groups=[],
-        have=None,
-    )
-    code = codes.parse_code(made["enrolment_code"])
+    made = world.new_code("ana")
+    code = codes.parse_code(made)
     mac = codes.enrolment_mac(
         codes.secret_hash(code.secret), jkt=world.admin.key.jkt, url=URL + "0", vkey=world.house.log.vkey
     )
