@@ -50,6 +50,7 @@ class Tool:
         version: What it says of itself.
         command: Program and arguments for a destination.
         stdin: What it reads, for a destination.
+        into_folder: Its destination is a folder that it makes, not a file.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Tool:
     command: Callable[[Path], Sequence[str]]
     stdin: Callable[[Path], str] = field(default=lambda _: "")
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    into_folder: bool = False
 
 
 class NotInstalled(Exception):
