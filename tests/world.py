@@ -18,16 +18,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from broker import jose, runtime, wiring
-from broker.canonical import Json, b64url, parse_b64url
+from broker.canonical import Json, b64url, parse_b64url, parse_json_object
 from broker.db import migrate
 from broker.db.engine import open_engine
 from broker.db.ledger_store import LedgerStore
+from broker.discovery import IssuerKeys
 from broker.envelope import digest, extents, manifest, seal, stream
 from broker.envelope import lease as leases
 from broker.errors import IntegrityFailure
 from broker.identity import enrolment as codes
 from broker.identity import proof, token
 from broker.ledger import note, receipt
+from broker.model import Token
 from broker.policy.bundle import build_bundle
 from broker.ports import ObjectInfo
 from broker.services import (
@@ -36,15 +38,20 @@ from broker.services import (
     committing,
     completing,
     enrolment,
+    exchange,
     founding,
+    issuers,
+    minting,
     people,
     planning,
     publish,
     releasing,
+    revoking,
     tokens,
     uploads,
 )
 from broker.services.house import House, LogIdentity, TokenKeys
+from tests.foreign import FakeIssuer, read_details
 
 URL = "http://127.0.0.1:9"
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,6 +192,7 @@ class World:
             store=self.store,
             presigner=self.store,
             custody=MemoryCustody(),
+            issuer_keys=IssuerKeys(),
             log=LogIdentity(origin=origin, vkey=note.vkey(origin, log_key.public_key()), sign=log_key.sign),
             token_keys=TokenKeys(current=token_key, kid="k1", accepted={"k1": token_key.jwk}),
             nonce_key=os.urandom(32),
@@ -260,6 +268,79 @@ class World:
         request = self.request(who, path="/oauth/token", token="")
         issued = tokens.issue(self.house, request, assertion=assertion, details=details or EVERYTHING)
         return issued.access_token
+
+    # -- workloads -----------------------------------------------------------------------------------------
+
+    def register(self, issuer: FakeIssuer, **changes: Any) -> Json:
+        """An issuer is registered, with its present key as a static set."""
+        fields: dict[str, Any] = {
+            "name": issuer.name,
+            "url": issuer.url,
+            "kind": issuer.kind,
+            "jwks": issuer.jwks(),
+            "mapping": issuer.mapping(),
+            **changes,
+        }
+        return issuers.put_issuer(
+            self.house,
+            self.request(self.admin),
+            request_id=self.uuid(),
+            wanted=issuers.IssuerRequest(**fields),
+            have=None,
+        )
+
+    def remove(self, issuer: FakeIssuer) -> Json:
+        return issuers.remove_issuer(
+            self.house, self.request(self.admin), request_id=self.uuid(), name=issuer.name, have=None
+        )
+
+    def exchange(
+        self, subject_token: str, *, key: jose.PrivateKey | None = None, details: list[Json] | None = None
+    ) -> Person:
+        """A job exchanges its own token; its key is made for it unless given."""
+        job = Person(id="", key=key or jose.PrivateKey.generate("EdDSA"), token="")
+        issued = exchange.exchange(
+            self.house,
+            self.request(job, path="/oauth/token", token=""),
+            subject_token=subject_token,
+            details=read_details() if details is None else details,
+        )
+        return Person(id=issued.principal, key=job.key, token=issued.access_token)
+
+    def mint(
+        self,
+        who: Person,
+        details: list[Json] | None = None,
+        *,
+        key: jose.PrivateKey | None = None,
+        prover: jose.PrivateKey | None = None,
+        **wanted: Any,
+    ) -> Person:
+        """Somebody mints from their token, for ``key`` if given, under a proof by ``prover`` if given."""
+        issued = minting.mint(
+            self.house,
+            self.request(replace(who, key=prover or who.key), path="/oauth/token", token=""),
+            subject_token=who.token,
+            wanted=minting.MintRequest(
+                details=read_details() if details is None else details,
+                holder=None if key is None else key.jkt,
+                **wanted,
+            ),
+        )
+        return Person(id=issued.principal, key=key or who.key, token=issued.access_token)
+
+    def token_row(self, who: Person) -> Token:
+        """The row of somebody's token."""
+        claims = parse_json_object(parse_b64url(who.token.split(".")[1]))
+        with self.house.ledger.view() as view:
+            row = view.find(Token, claims["jti"])
+        assert row is not None
+        return row
+
+    def revoke(self, kind: str, id: str) -> Json:
+        return revoking.revoke(
+            self.house, self.request(self.admin), request_id=self.uuid(), kind=kind, id=id, have=None
+        )
 
     def new_code(self, id: str, *, roles: Sequence[str] = (), groups: Sequence[str] = ()) -> str:
         """The one-time code of a principal that is added now."""

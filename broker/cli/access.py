@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from broker.cli.command import BrokerCommand, Invocation
 from broker.cli.output import fields, is_terminal, plain, safe, time_text
 from broker.errors import EXIT_CODE
+
+if TYPE_CHECKING:
+    from broker.client.settings import Profile
 
 STATUS_OF_EFFECT: Final[Mapping[str, int]] = {
     "allow": 0,
@@ -89,15 +92,33 @@ def whoami(call: Invocation) -> None:
             ("groups", who["groups"] or "none"),
             ("key", found["jkt"]),
             ("server", client.profile.server),
-            ("profile", str(client.profile.folder)),
+            ("profile", _place(client.profile)),
             ("token", f"{token['id']} until {time_text(token['expires_at'])}"),
         ]
     )
+    lines += identity_lines(token.get("identity"))
     lines += [f"scope      {safe(text)}" for text in scope_lines(token["authorization_details"])]
     for key in found["keys"]:
         this = ", this one" if key["jkt"] == found["jkt"] else ""
         lines.append(safe(f"bound key  {key['jkt']} ({key['status']}, entry {key['entry']}{this})"))
     call.out.record(found, lines)
+
+
+def _place(profile: Profile) -> str:
+    """The profile's folder; for a job also where its token comes from, and where its key is."""
+    if profile.source is None:
+        return str(profile.folder)
+    kept = "this process" if profile.state is None else str(profile.state)
+    return f"job with the token in {profile.source.where}; kept in {kept}"
+
+
+def identity_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What a workload's own token said of it; nothing for a person."""
+    if not found:
+        return []
+    until = time_text(found["subject_expires_at"])
+    lines = [safe(f"identity   issuer {found['issuer']}, rule {found['rule']}; vouched for until {until}")]
+    return [*lines, safe(f"attributes {plain(found['attributes'])}")] if found["attributes"] else lines
 
 
 def scope_lines(levels: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""``admin``: principals, collections, revocations; and upkeep on the server itself."""
+"""``admin``: principals, collections, issuers, revocations; and upkeep on the server itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from broker.cli.collection import collection
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.issuer import issuer
 from broker.cli.keys import keys
 from broker.cli.output import Column, safe
 from broker.cli.principal import code_lines, login_command, principal
@@ -31,7 +32,7 @@ _KINDS = ("grant", "principal", "token", "key")
     ),
 )
 def admin() -> None:
-    """Administer principals, collections, revocations.
+    """Administer principals, collections, issuers, revocations.
 
     doctor, keys and migrate run on the server, with its settings; the rest from anywhere.
     """
@@ -39,6 +40,7 @@ def admin() -> None:
 
 admin.add_command(principal)
 admin.add_command(collection)
+admin.add_command(issuer)
 admin.add_command(keys)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from typing import IO, Final
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Final
 
 import click
 
@@ -11,8 +12,7 @@ from broker.cli.command import BrokerCommand, Invocation
 from broker.cli.options import purpose_option, range_of, read_range
 from broker.cli.output import to_bytes_stream
 
-_PIECE: Final = 1024 * 1024
-_MOST_IN_JSON: Final = 64 * _PIECE
+_MOST_IN_JSON: Final = 64 * 1024 * 1024
 
 
 @click.command(
@@ -43,13 +43,17 @@ def cat(
         raise InvalidRequest(
             "this needs one file: collection/name[@version]/path", next=f"broker ls {parsed}@VERSION"
         )
-    with call.client.open(parsed, purpose=purpose) as file:
-        start, stop = range_of(wanted, file.seek(0, os.SEEK_END))
-        file.seek(start)
+    with closing(call.client.library(purpose=purpose)) as library:
+        reader = library.reader(library.version(parsed.collection, parsed.name, parsed.version))
+        start, stop = range_of(wanted, reader.size(parsed.path))
+        pieces = reader.iterate(parsed.path, start, stop)
         if call.out.format == "text" or not _format_is_flag():
-            _copy(file, stop - start)
+            sink = to_bytes_stream()
+            for piece in pieces:
+                sink.write(piece)
+            sink.flush()
             return
-        call.out.record(_record(str(parsed), file, start, stop), ())
+        call.out.record(_record(str(parsed), pieces, start, stop), ())
 
 
 def _format_is_flag() -> bool:
@@ -59,15 +63,7 @@ def _format_is_flag() -> bool:
     return given in (ctx.get_parameter_source("output"), ctx.get_parameter_source("as_json"))
 
 
-def _copy(file: IO[bytes], left: int) -> None:
-    sink = to_bytes_stream()
-    while left and (piece := file.read(min(left, _PIECE))):
-        sink.write(piece)
-        left -= len(piece)
-    sink.flush()
-
-
-def _record(ref: str, file: IO[bytes], start: int, stop: int) -> dict[str, object]:
+def _record(ref: str, pieces: Iterable[memoryview], start: int, stop: int) -> dict[str, object]:
     from broker.canonical import b64url
     from broker.errors import UsageError
 
@@ -77,5 +73,5 @@ def _record(ref: str, file: IO[bytes], start: int, stop: int) -> dict[str, objec
             why="at most 64 MiB",
             next="leave -o out for the bytes themselves",
         )
-    data = file.read(stop - start)
+    data = b"".join(pieces)
     return {"ref": ref, "offset": start, "bytes": len(data), "data": b64url(data)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from pathlib import Path
+from typing import Final, overload
 
 import click
 
@@ -15,17 +16,58 @@ _RANGE: Final = re.compile(r"([0-9]{0,16})-([0-9]{0,16})")
 _MAX_JOBS: Final = 64
 
 
-def read_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+@overload
+def read_size(ctx: click.Context, param: click.Parameter, value: str) -> int: ...
+@overload
+def read_size(ctx: click.Context, param: click.Parameter, value: None) -> None: ...
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """A number of bytes: ``1048576``, ``32MiB``, ``1GiB``; units are powers of 1024.
 
     Raises:
         BadParameter: It is something else.
     """
+    if value is None:
+        return None
     found = _SIZE.fullmatch(value.strip())
     if found is None:
         raise click.BadParameter("a size is written like 32MiB, 1GiB or 1048576", ctx, param)
     unit: int = 1024 ** _POWER[(found[2] or "").upper()]
     return int(found[1]) * unit
+
+
+def read_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A number of seconds: ``90s``, ``10m``, ``1h``.
+
+    Raises:
+        BadParameter: It is something else.
+    """
+    from broker.errors import InvalidRequest
+    from broker.ledger.query import parse_duration
+
+    if value is None:
+        return None
+    try:
+        return parse_duration(value) // 1000
+    except InvalidRequest as exc:
+        raise click.BadParameter("a duration is written like 90s, 10m or 1h", ctx, param) from exc
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file that somebody names on the command line.
+
+    Raises:
+        UsageError: It cannot be read, or has more than 1 MiB.
+    """
+    from broker.errors import UsageError
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limits.MIB + 1)
+    except OSError as exc:
+        raise UsageError(f"cannot read {path}", why=exc.strerror) from exc
+    if len(data) > limits.MIB:
+        raise UsageError(f"{path} is too large: at most 1 MiB is read")
+    return data
 
 
 def read_range(

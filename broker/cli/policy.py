@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.options import read_file
 from broker.cli.output import Column, counted, safe, safe_lines
 from broker.cli.server_side import needs_server
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _SCHEMA_FILE: Final = "schema.cedarschema"
 _SUFFIX: Final = ".cedar"
 _TESTS: Final = "tests"
-_MOST: Final = 1024 * 1024
-"""Bytes of one file that are read; a bundle's own limits are far below."""
 
 _POLICIES: Final = (
     Column(name="id", title="POLICY"),
@@ -102,7 +101,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     from broker.errors import UsageError
 
     found = {
-        path.name: _read(path)
+        path.name: read_file(path)
         for path in _list(folder)
         if path.suffix == _SUFFIX or path.name == _SCHEMA_FILE
     }
@@ -118,19 +117,6 @@ def _list(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as exc:
         raise UsageError(f"cannot read the folder {folder}", why=exc.strerror) from exc
-
-
-def _read(path: Path) -> bytes:
-    from broker.errors import UsageError
-
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST + 1)
-    except OSError as exc:
-        raise UsageError(f"cannot read {path}", why=exc.strerror) from exc
-    if len(data) > _MOST:
-        raise UsageError(f"{path} is too large for a policy file")
-    return data
 
 
 @policy.command(examples=("broker policy test", "broker policy test policies -o json"))
@@ -150,7 +136,7 @@ def test(call: Invocation, folder: Path) -> None:
     from broker.policy.engine import PolicyEngine
 
     check_folder(folder)
-    tests = {path.name: _read(path) for path in _list(folder / _TESTS) if path.suffix == ".toml"}
+    tests = {path.name: read_file(path) for path in _list(folder / _TESTS) if path.suffix == ".toml"}
     if not tests:
         raise UsageError(f"there is no test file (NAME.toml) in {folder / _TESTS}")
     results = run_policy_tests(PolicyEngine(build_bundle(read_folder(folder))), tests)

@@ -23,7 +23,9 @@ purposes, entries) reaches a terminal as it is: control characters and bidirecti
 as escapes. In CSV, text that a spreadsheet would run as a formula has a quote (`'`) before it.
 
 Settings are taken from the flag, else from the environment (`BROKER_OUTPUT`, `BROKER_PURPOSE`,
-`BROKER_JOBS`, `BROKER_PROFILE_DIR`, `BROKER_URL`, `NO_COLOR`), else from the profile, else the default.
+`BROKER_JOBS`, `BROKER_PROFILE_DIR`, `BROKER_URL`, `BROKER_LOG_VKEY`, `BROKER_TOKEN_FILE`, `NO_COLOR`), else
+from the profile, else the default. In a job, the identity is found as
+[integrations/training-jobs.md](integrations/training-jobs.md) says.
 
 ## Exit status
 """

@@ -51,6 +51,16 @@ PLACES: Final[dict[str, Place]] = {
     "verify": Place(
         target="broker.cli.verify:verify", help="Compare local files with what was published.", section=_DATA
     ),
+    "exec": Place(
+        target="broker.cli.exec:exec_",
+        help="Run a command whose S3 and Hugging Face tools read through the broker.",
+        section=_DATA,
+    ),
+    "agent": Place(
+        target="broker.cli.agent:agent",
+        help="Serve what you may read to S3 and Hugging Face tools, on loopback.",
+        section=_DATA,
+    ),
     "login": Place(
         target="broker.cli.access:login",
         help="Enrol this machine's key with a one-time code.",
@@ -63,7 +73,7 @@ PLACES: Final[dict[str, Place]] = {
         target="broker.cli.access:can", help="Ask whether something is allowed, and why.", section=_ACCESS
     ),
     "token": Place(
-        target="broker.cli.token:token", help="Look at access tokens, revoke them.", section=_ACCESS
+        target="broker.cli.token:token", help="Get, mint, inspect and revoke access tokens.", section=_ACCESS
     ),
     "ledger": Place(
         target="broker.cli.ledger:ledger", help="Search, show, prove and verify the ledger.", section=_LEDGER
@@ -72,7 +82,7 @@ PLACES: Final[dict[str, Place]] = {
         target="broker.cli.policy:policy", help="Check, test, show and apply policies.", section=_ADMIN
     ),
     "admin": Place(
-        target="broker.cli.admin:admin", help="Principals, collections, revocations, upkeep.", section=_ADMIN
+        target="broker.cli.admin:admin", help="Principals, issuers, revocations, upkeep.", section=_ADMIN
     ),
     "serve": Place(target="broker.cli.server:serve", help="Run the production server.", section=_SERVER),
     "dev": Place(target="broker.cli.server:dev", help="Run a whole broker on this machine.", section=_SERVER),

@@ -1,19 +1,88 @@
-"""``token``: look at access tokens, revoke them."""
+"""``token``: get and mint access tokens, look at them, revoke them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import click
 
-from broker.cli.access import scope_lines
+from broker.cli.access import identity_lines, scope_lines
 from broker.cli.command import BrokerGroup, Invocation
-from broker.cli.output import fields, safe
+from broker.cli.mint import mint
+from broker.cli.output import fields, plain, safe, size_text
 
 
-@click.group(cls=BrokerGroup, examples=("broker token inspect", "broker token revoke t_..."))
+@click.group(
+    cls=BrokerGroup,
+    examples=(
+        "broker token mint --scope acme/llama-7b@step-1000 --ttl 10m --for-key JKT",
+        "broker token inspect",
+        "broker token revoke t_...",
+    ),
+)
 def token() -> None:
-    """Look at access tokens, and revoke them."""
+    """Get and mint access tokens, look at them, and revoke them."""
+
+
+token.add_command(mint)
+
+
+@token.command(
+    examples=("broker token key --out rank0.jwk", "broker token key --out ranks/0/key.jwk -o json")
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    required=True,
+    help="Where the private key goes; its folder must be there.",
+)
+@click.pass_obj
+def key(call: Invocation, out: Path) -> None:
+    """Make a key for a rank, and print its thumbprint.
+
+    The launcher mints a token for it: broker token mint --for-key THUMBPRINT. The private key stays in
+    FILE (mode 0600); one that is there is kept. It is enrolled nowhere, and opens nothing by itself.
+    """
+    from broker.client import workload
+
+    made = workload.find_key(out) or workload.make_key(out)
+    call.out.record({"jkt": made.jkt, "file": str(out)}, [made.jkt])
+
+
+@token.command(
+    examples=(
+        "broker token exchange --token-file /var/run/secrets/broker/token",
+        "broker token exchange --scope acme/llama-7b -o json",
+    )
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The workload's own token; BROKER_TOKEN_FILE, or GitHub Actions, unless given.",
+)
+@click.option("--scope", metavar="REF", multiple=True, help="As for mint; everything unless given.")
+@click.pass_obj
+def exchange(call: Invocation, token_file: Path | None, *, scope: tuple[str, ...]) -> None:
+    """Exchange a workload's identity for an access token.
+
+    Every command in a job does this by itself. The token goes to stdout. It is bound to the job's key,
+    which the commands of this job share; -o json says where that is.
+    """
+    from broker.client.sdk import Client
+
+    with Client.from_profile(call.profile, token_file=token_file) as client:
+        found = client.exchange(*scope)
+        where = None if client.profile.state is None else str(client.profile.state)
+        answer = {**found, "jkt": client.profile.key.jkt, "state": where}
+    call.out.record(answer, [safe(found["access_token"])])
+    call.out.say(
+        safe(f"{found.get('token_id')} of {found.get('principal')}, good for {found['expires_in']} s")
+    )
 
 
 @token.command(examples=("broker token inspect", "broker token inspect - < token.txt"))
@@ -43,8 +112,29 @@ def inspect(call: Invocation, text: str | None) -> None:
             ("chain", found.get("chain") or None),
         ]
     )
+    lines += identity_lines(found.get("identity"))
     lines += [f"scope      {safe(line)}" for line in scope_lines(found.get("limits", []))]
+    lines += [f"effective  {safe(line)}" for line in effective_lines(found)]
     call.out.record(found, lines)
+
+
+def effective_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What a token's levels come to, and what is left of its ceilings; nothing for a single level's scope."""
+    for detail in found.get("effective") or []:
+        ceilings = detail.get("ceilings", [])
+        if not found.get("chain") and not ceilings:
+            continue
+        text = f"{detail.get('type')}: {plain(detail.get('actions', []))}"
+        text += f" on {' and '.join(detail['identifiers'])}" if detail.get("identifiers") else ""
+        bounds = [f"paths {plain(paths)}" for paths in detail.get("paths", [])]
+        bounds += [f"purpose {detail['purpose']}"] if "purpose" in detail else []
+        bounds += [
+            f"{size_text(each['left'])} of {size_text(each['max_bytes'])} left of {each['token']}"
+            for each in ceilings
+        ]
+        yield text + (f" ({'; '.join(bounds)})" if bounds else "")
+    if found.get("effective_complete") is False:
+        yield "and more"
 
 
 @token.command(examples=("broker token revoke t_...", "broker token revoke - < token.txt"))

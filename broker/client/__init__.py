@@ -2,8 +2,9 @@
 
 ``sdk`` has the one object that most callers need; ``settings`` the profile; ``session`` signed requests;
 ``trust`` what is believed of the log; ``versions`` the trust path of a manifest; ``grants`` grants and
-leases; ``fetch``, ``ranges``, ``publish``, ``verify``, ``enrol`` and ``ledger`` the things to do. Nothing is
-imported before it is used: start-up time counts.
+leases, ``opening`` what may be in one; ``fetch``, ``reading``, ``publish``, ``verify``, ``enrol`` and
+``ledger`` the things to do; ``library`` what filesystems are made of. Nothing is imported before it is
+used: start-up time counts.
 """
 
 from __future__ import annotations

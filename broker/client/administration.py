@@ -1,4 +1,4 @@
-"""What administrators and owners change: principals, collections, policies, revocations, tokens.
+"""What administrators and owners change: principals, collections, policies, issuers, revocations, tokens.
 
 Every change is recorded, and its receipt is verified like any other.
 """
@@ -11,6 +11,7 @@ from broker.canonical import Json, drop_absent
 from broker.client.session import Session
 from broker.client.trust import LogMemory
 from broker.errors import InvalidRequest
+from broker.identity.issuers import parse_issuer_name
 from broker.names import parse_group, parse_part, parse_principal
 
 REVOCABLE = ("grant", "principal", "token", "key")
@@ -95,6 +96,52 @@ class Administration:
     def apply_policies(self, files: Mapping[str, str]) -> Json:
         """Replace the active bundle."""
         return self._write("PUT", "/v1/policies", {"files": dict(files)})
+
+    # -- issuers of workload identities ------------------------------------------------------------------
+
+    def list_issuers(self) -> list[Json]:
+        """Every issuer that was ever registered, with its mapping."""
+        return list(self._session.get("/v1/issuers")["issuers"])
+
+    def set_issuer(
+        self,
+        name: str,
+        *,
+        url: str,
+        kind: str,
+        mapping: Json,
+        audience: str | None = None,
+        jwks_uri: str = "",
+        jwks: Json | None = None,
+        ca: str = "",
+    ) -> Json:
+        """Register an issuer, or describe it anew: tokens that rest on what changed are dead.
+
+        Args:
+            name: ``[a-z0-9][a-z0-9-]{0,31}``; every principal of the issuer is below it.
+            url: The exact ``iss``; ``spiffe://`` and the trust domain for SPIFFE.
+            kind: ``oidc``, ``kubernetes``, ``github`` or ``spiffe``.
+            mapping: See :func:`broker.client.issuers.parse_map`.
+            audience: Our name in its tokens; None for the broker's own issuer identifier.
+            jwks_uri: Where its keys are, if not where OIDC discovery says.
+            jwks: Its keys themselves, for an issuer that the broker cannot reach.
+            ca: PEM of the authorities for its https.
+
+        Raises:
+            InvalidRequest: Something of it is not valid.
+            Conflict: Another issuer has this URL.
+        """
+        members: Json = {"url": url, "kind": kind, "mapping": mapping, "jwks_uri": jwks_uri, "ca": ca}
+        optional = drop_absent({"audience": audience, "jwks": jwks})
+        return self._write("PUT", f"/v1/issuers/{parse_issuer_name(name)}", {**members, **optional})
+
+    def remove_issuer(self, name: str) -> Json:
+        """Nothing that the issuer says counts any more; every token that rests on it is dead."""
+        return self._write("DELETE", f"/v1/issuers/{parse_issuer_name(name)}", {})
+
+    def issuer_keys(self, name: str) -> Json:
+        """``{"issuer": ..., "jwks": ...}``: an issuer, and its keys as the broker knows them now."""
+        return self._session.get(f"/v1/issuers/{parse_issuer_name(name)}/keys")
 
     # -- ends -----------------------------------------------------------------------------------------------
 

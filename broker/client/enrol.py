@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.canonical import Json, b64url
+from broker.client.metadata import fetch_metadata
 from broker.client.session import Session
 from broker.client.settings import (
     Profile,
@@ -19,13 +20,10 @@ from broker.client.settings import (
     save_profile,
 )
 from broker.client.trust import LogMemory, check_entry
-from broker.errors import ConfigurationError, IntegrityFailure, Unreachable
+from broker.errors import IntegrityFailure, Unreachable
 from broker.identity import enrolment
 from broker.jose import PrivateKey
-from broker.ledger import note
 from broker.names import parse_principal
-
-METADATA = "/.well-known/oauth-authorization-server"
 
 
 def enrol(folder: Path, *, server: str, code: str) -> Profile:
@@ -49,7 +47,8 @@ def enrol(folder: Path, *, server: str, code: str) -> Profile:
     key = PrivateKey.generate()
     session = Session(server=base, key=key)
     try:
-        origin, vkey = _find_log(session)
+        found = fetch_metadata(session)
+        origin, vkey = found.origin, found.vkey
         enrolment.verify_vkey(parsed, vkey)
         request_id = session.request_id()
         # The MAC names the URL that we use, not one that the server tells us.
@@ -70,19 +69,6 @@ def enrol(folder: Path, *, server: str, code: str) -> Profile:
     # Crash here: the key is lost with this process; an administrator gives out another code.
     save_profile(profile, key)
     return profile
-
-
-def _find_log(session: Session) -> tuple[str, str]:
-    found = session.get_public(METADATA).json().get("broker_log")
-    if not isinstance(found, dict) or not all(isinstance(found.get(n), str) for n in ("origin", "vkey")):
-        raise Unreachable("the server does not say which log it keeps", why="is the URL that of a broker?")
-    try:
-        named = note.parse_vkey(found["vkey"]).name
-    except ConfigurationError as exc:
-        raise IntegrityFailure("the server's log key is not a verifier key", why=exc.what) from exc
-    if named != found["origin"]:
-        raise IntegrityFailure("the server's log key is of another origin than its log")
-    return found["origin"], found["vkey"]
 
 
 def _profile(answer: Json, folder: Path, *, server: str, origin: str, vkey: str) -> Profile:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.client.grants import Extent, first_runs, opened_extents
+from broker.client.grants import Extent, first_runs
+from broker.client.opening import opened_extents
 from broker.envelope.lease import LeaseExtent, OpenLease
 from broker.errors import StoreUnavailable, Unavailable
 from broker.ledger.selection import ExtentRun
@@ -36,6 +37,15 @@ class Job:
     def place(self) -> Extent:
         """(file index, extent index)."""
         return self.file, self.extent.index
+
+
+def refused_urls() -> StoreUnavailable:
+    """What it is called when the store takes none of several fresh URLs."""
+    return StoreUnavailable(
+        "the object store refuses every URL that the broker signs",
+        why="its clock or credentials differ from what the broker has",
+        next="broker admin doctor",
+    )
 
 
 class Stopped(Exception):
@@ -101,11 +111,7 @@ class LeaseFeed:
         with self._changed:
             self._expiries[job.place] += 1
             if self._expiries[job.place] >= MAX_EXPIRIES:
-                raise StoreUnavailable(
-                    "the object store refuses every URL that the broker signs",
-                    why="its clock or credentials differ from what the broker has",
-                    next="broker admin doctor",
-                )
+                raise refused_urls()
             file, index = job.place
             self._wanted = deque(sorted([*self._wanted, (file, index, index)]))
             self._active -= 1

@@ -19,9 +19,9 @@ from broker.client.grants import (
     SealedLease,
     all_runs,
     first_runs,
-    open_lease,
     runs_of,
 )
+from broker.client.opening import open_lease
 from broker.client.progress import Meter, OnProgress
 from broker.client.resume import (
     RECEIPTS,

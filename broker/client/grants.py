@@ -7,21 +7,20 @@ must then be extents of our own selection, at the places that the manifest's ari
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from broker import limits
-from broker.canonical import Json, b64url, drop_absent, parse_b64url, sha256_digest
+from broker.canonical import Json, b64url, drop_absent, parse_b64url
 from broker.client.session import Session
 from broker.client.trust import LogMemory, check_entry
-from broker.client.versions import TrustedVersion, check_asked, include_of
-from broker.envelope import extents, seal
-from broker.envelope.lease import LeaseExtent, LeaseFile, OpenLease, parse_lease
+from broker.client.versions import check_asked, include_of
+from broker.envelope import seal
 from broker.envelope.manifest import Manifest
 from broker.errors import BrokerError, IntegrityFailure
 from broker.ledger.receipt import VerifiedReceipt
-from broker.ledger.selection import ExtentRun, selection_record
+from broker.ledger.selection import ExtentRun, ExtentSpan
 from broker.names import Ref
 
 Extent = tuple[int, int]
@@ -34,6 +33,7 @@ class Ask:
 
     Attributes:
         extents: Only these runs are needed (resume, ranges); None for everything selected.
+        spans: Only these segments are needed; beside it there are no ``extents``.
         ranges: Whether the segment lists of the files are needed too.
     """
 
@@ -42,6 +42,7 @@ class Ask:
     exclude: tuple[str, ...] = ()
     purpose: str | None = None
     extents: tuple[ExtentRun, ...] | None = None
+    spans: tuple[ExtentSpan, ...] | None = None
     ranges: bool = False
 
     @property
@@ -52,12 +53,18 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedLease:
-    """A lease that is not opened yet: its receipt is verified, its content is not looked at."""
+    """A lease that is not opened yet: its receipt is verified, its content is not looked at.
+
+    Attributes:
+        runs: The extents that its keys open, as the answer names them.
+        spans: The segments that its URLs reach, when it was asked for by spans.
+    """
 
     grant: str
     number: int
     expires_at: str
     runs: tuple[ExtentRun, ...]
+    spans: tuple[ExtentSpan, ...] | None = None
     ciphertext: bytes = field(repr=False)
     recipient: seal.Recipient
     receipt: VerifiedReceipt
@@ -107,7 +114,8 @@ class GrantClient:
                 "purpose": ask.purpose,
                 "have": have,
                 "recipient": recipient_json(recipient),
-                "extents": None if ask.extents is None else [list(run) for run in ask.extents],
+                "extents": _lists(ask.extents),
+                "spans": _lists(ask.spans),
                 "ranges": True if ask.ranges else None,
             }
         )
@@ -144,12 +152,21 @@ class GrantClient:
             ask=ask,
         )
 
-    def request_lease(self, granted: Granted, runs: Sequence[ExtentRun]) -> SealedLease:
+    def request_lease(
+        self,
+        granted: Granted,
+        runs: Sequence[ExtentRun] = (),
+        *,
+        spans: Sequence[ExtentSpan] | None = None,
+        ranges: bool | None = None,
+    ) -> SealedLease:
         """Step 9: the next slice, under a new decision and a new entry.
 
         Args:
             granted: The grant.
             runs: The extents that are still needed, ascending; the broker serves a prefix.
+            spans: In their place, the segments that are still needed.
+            ranges: Whether the segment lists are needed; None for what the grant was asked with.
 
         Raises:
             GrantRevoked, Denied, OverBudget: The recorded answer of the broker.
@@ -161,8 +178,9 @@ class GrantClient:
                 "request_id": request_id,
                 "have": have,
                 "recipient": recipient_json(recipient),
-                "extents": [list(run) for run in runs],
-                "ranges": True if granted.ask.ranges else None,
+                "extents": _lists(runs) if spans is None else None,
+                "spans": _lists(spans),
+                "ranges": True if (granted.ask.ranges if ranges is None else ranges) else None,
             }
         )
         answer = self._session.write("POST", f"/v1/grants/{granted.id}/leases", body)
@@ -201,8 +219,8 @@ class GrantClient:
         return str(text)
 
     def _principal(self, entry: Json) -> Any:
-        profile = self._session.profile
-        return entry.get("principal") if profile is None else profile.principal
+        known = self._session.principal
+        return entry.get("principal") if known is None else known
 
 
 def recipient_json(recipient: seal.Recipient) -> Json:
@@ -229,7 +247,8 @@ def _sealed(
         grant=entry["grant"],
         number=entry["lease"],
         expires_at=entry["expires_at"],
-        runs=_parse_runs(lease.get("extents")),
+        runs=_parse_items(lease.get("extents"), 3),
+        spans=_parse_items(lease["spans"], 4) if "spans" in lease else None,
         ciphertext=ciphertext,
         recipient=recipient,
         receipt=verified,
@@ -237,121 +256,17 @@ def _sealed(
     )
 
 
-def _parse_runs(value: Any) -> tuple[ExtentRun, ...]:
+def _parse_items(value: Any, size: int) -> tuple[Any, ...]:
     if not isinstance(value, list) or len(value) > limits.MAX_LEASE_EXTENTS:
         raise IntegrityFailure("the extents of a lease are not a bounded list")
-    for run in value:
-        if not isinstance(run, list) or len(run) != 3 or any(type(n) is not int or n < 0 for n in run):
-            raise IntegrityFailure("a run of a lease's extents is not [file, first, last]")
-    return tuple((run[0], run[1], run[2]) for run in value)
+    for item in value:
+        if not isinstance(item, list) or len(item) != size or any(type(n) is not int or n < 0 for n in item):
+            raise IntegrityFailure("the extents or spans of a lease are not lists of numbers")
+    return tuple(tuple(item) for item in value)
 
 
-# -- opening ------------------------------------------------------------------------------------------
-
-
-def open_lease(
-    lease: SealedLease,
-    version: TrustedVersion,
-    files: Sequence[int],
-    *,
-    asked: Iterable[ExtentRun] | None,
-    jkt: str,
-) -> OpenLease:
-    """Step 7's end: the lease, opened, with nothing in it that was not asked for.
-
-    Args:
-        lease: Sealed, with a verified receipt.
-        version: The version, its manifest verified.
-        files: Our own selection: ascending indices into the manifest.
-        asked: The runs that were asked for; None means every extent of the selection.
-        jkt: Thumbprint of our key.
-
-    Raises:
-        IntegrityFailure: It does not open, or holds anything but extents of this selection at their places.
-    """
-    entry, manifest = lease.receipt.entry, version.manifest
-    if entry["manifest"] != version.digest:
-        raise IntegrityFailure("a lease is of another manifest")
-    # The grant's own entry speaks of everything selected, a later lease of the files that it opens.
-    named = files if lease.number == 0 else sorted({run[0] for run in lease.runs})
-    record = selection_record(
-        artifact=manifest.artifact,
-        version=manifest.version,
-        manifest=version.digest,
-        files=named,
-        lease=lease.number,
-        extents=lease.runs,
-    )
-    if entry["selection"]["digest"] != sha256_digest(record):
-        raise IntegrityFailure("the entry speaks of another selection than this request")
-    wanted = _expected_extents(manifest, files, lease.runs, asked)
-    info = seal.lease_info(
-        grant=lease.grant,
-        number=lease.number,
-        leaf_hash=lease.receipt.leaf_hash,
-        jkt=jkt,
-        recipient_digest=lease.recipient.digest,
-        expires_at=lease.expires_at,
-    )
-    opened = parse_lease(seal.open_sealed(lease.ciphertext, lease.recipient, info))
-    if opened.grant != lease.grant or opened.number != lease.number:
-        raise IntegrityFailure("a lease that opened is another one")
-    _check_places(opened, manifest, wanted)
-    return opened
-
-
-def _expected_extents(
-    manifest: Manifest, files: Sequence[int], runs: Iterable[ExtentRun], asked: Iterable[ExtentRun] | None
-) -> set[Extent]:
-    allowed = set(files)
-    served = _spread(manifest, runs)
-    if any(file not in allowed for file, _ in served):
-        raise IntegrityFailure("a lease names a file outside this selection")
-    if asked is not None and not served <= _spread(manifest, asked):
-        raise IntegrityFailure("a lease names an extent that was not asked for")
-    return served
-
-
-def _spread(manifest: Manifest, runs: Iterable[ExtentRun]) -> set[Extent]:
-    found: set[Extent] = set()
-    for file, first, last in runs:
-        if file >= len(manifest.files) or not first <= last < len(manifest.files[file].extents):
-            raise IntegrityFailure("a lease names an extent that does not exist")
-        found.update((file, index) for index in range(first, last + 1))
-    return found
-
-
-def _check_places(opened: OpenLease, manifest: Manifest, wanted: set[Extent]) -> None:
-    seen: set[Extent] = set()
-    for file, extent in opened_extents(opened):
-        seen.add((file.file, extent.index))
-        if (file.file, extent.index) not in wanted:
-            raise IntegrityFailure("a lease opens an extent that its entry does not name")
-        signed = manifest.files[file.file]
-        place = extents.extent_range(signed.size, manifest.extent_size, extent.index)
-        if file.path != signed.path or (extent.start, extent.length) != place:
-            raise IntegrityFailure("a lease places an extent elsewhere than the manifest does")
-    for opened_file in opened.files:
-        _check_segments(opened_file, manifest)
-    if seen != wanted:
-        raise IntegrityFailure("a lease opens less than its entry names")
-
-
-def _check_segments(file: LeaseFile, manifest: Manifest) -> None:
-    if file.segments is None:
-        return
-    if file.file >= len(manifest.files):
-        raise IntegrityFailure("a lease names a file that does not exist")
-    size = extents.segments_object_size(manifest.files[file.file].size, manifest.extent_size)
-    if (file.segments.start, file.segments.length) != (0, size):
-        raise IntegrityFailure("a lease places a segment list elsewhere than the manifest does")
-
-
-def opened_extents(lease: OpenLease) -> Iterator[tuple[LeaseFile, LeaseExtent]]:
-    """Every extent of an opened lease with its file, in order."""
-    for file in lease.files:
-        for extent in file.extents:
-            yield file, extent
+def _lists(items: Sequence[Sequence[int]] | None) -> list[list[int]] | None:
+    return None if items is None else [list(item) for item in items]
 
 
 # -- runs ---------------------------------------------------------------------------------------------

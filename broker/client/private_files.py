@@ -46,25 +46,32 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise ConfigurationError(f"cannot write {path}", why=exc.strerror) from exc
 
 
-def find_file(path: Path, *, private: bool = False, most: int = MAX_SMALL_FILE) -> bytes | None:
+def find_file(
+    path: Path, *, private: bool = False, most: int = MAX_SMALL_FILE, follow: bool = False
+) -> bytes | None:
     """The bytes of a small file, or None when there is none.
 
     Args:
         private: Refuse a file that group or others may read or write, or that is another user's.
         most: Bytes that it may have.
+        follow: Follow symbolic links, which the volumes of a cluster are made of.
 
     Raises:
         ConfigurationError: Not a regular file, unreadable, too large, or not private.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+        fd = os.open(path, flags)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise ConfigurationError(f"cannot read {path}", why=exc.strerror) from exc
-    with os.fdopen(fd, "rb") as file:
+    try:
         _check_status(path, os.fstat(fd), private=private)
-        data = file.read(most + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(fd)
     if len(data) > most:
         raise ConfigurationError(f"{path} is larger than any file of a profile")
     return data

@@ -13,6 +13,7 @@ from broker import limits
 from broker.canonical import Json
 from broker.client import settings
 from broker.client.catalogue import Catalogue, as_ref
+from broker.client.metadata import complete_profile
 from broker.client.session import Session
 from broker.client.trust import LogMemory
 from broker.errors import ConfigurationError, InvalidRequest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from broker.client.fetch import Receipt
     from broker.client.grants import Ask
     from broker.client.ledger import LedgerClient
+    from broker.client.library import Library
+    from broker.client.minting import Minted
     from broker.client.progress import OnProgress
     from broker.client.publish import Published
     from broker.client.verify import Comparison
@@ -42,20 +45,30 @@ class Client:
     def __init__(self, profile: settings.Profile, *, session: Session | None = None) -> None:
         self.profile = profile
         self._session = session or Session.of(profile)
-        self._log = LogMemory(profile.folder, vkey=profile.vkey, find_proof=self._find_proof)
+        self._log = LogMemory(
+            profile.state,
+            vkey=profile.vkey,
+            find_proof=self._find_proof,
+            seed=profile.folder / settings.TREE_HEAD,
+        )
 
     @classmethod
-    def from_profile(cls, name: str | None = None, *, url: str | None = None) -> Client:
-        """The client of a profile.
+    def from_profile(
+        cls, name: str | None = None, *, url: str | None = None, token_file: Path | str | None = None
+    ) -> Client:
+        """The client of a profile, or of the job that the environment says this is.
 
         Args:
             name: Of the profile; without it ``BROKER_PROFILE_DIR``, else ``default``.
             url: The server's URL instead of the profile's; without it ``BROKER_URL``.
+            token_file: A job's token; without it ``BROKER_TOKEN_FILE``, unless a profile is named.
 
         Raises:
             ConfigurationError: There is no such profile, or it is not valid.
+            IntegrityFailure: The server keeps another log than the one that is pinned.
         """
-        return cls(settings.find_profile(name, url=url))
+        file = None if token_file is None else Path(token_file)
+        return cls(complete_profile(settings.find_profile(name, url=url, token_file=file)))
 
     @classmethod
     def login(
@@ -170,6 +183,18 @@ class Client:
         raw = open_file(self._session, self._log, self.profile, as_ref(ref), purpose=chosen)
         return io.BufferedReader(raw, READ_BUFFER)
 
+    def library(self, *, purpose: str | None = None, jobs: int | None = None) -> Library:
+        """Artifacts, versions and random access, for filesystems and the like; closed by the caller.
+
+        Args:
+            purpose: As for :meth:`fetch`.
+            jobs: Connections that one long read uses; ``BROKER_JOBS`` without it.
+        """
+        from broker.client.library import Library
+
+        chosen = purpose if purpose is not None else settings.read_environment().purpose
+        return Library(self._session, self._log, self.profile, purpose=chosen, jobs=_jobs(jobs))
+
     def verify(self, path: Path | str, ref: str | Ref) -> Comparison:
         """Compare local files with a version. The caller looks at ``same``.
 
@@ -244,6 +269,58 @@ class Client:
     def can(self, ref: str | Ref, *, action: str = "read", principal: str | None = None) -> Json:
         """Would it be allowed, and by which policies? A recorded dry run."""
         return self.catalogue.decide(as_ref(ref), action=action, principal=principal)
+
+    # -- tokens -----------------------------------------------------------------------------------------
+
+    def mint(
+        self,
+        *scope: str,
+        paths: Sequence[str] | None = None,
+        max_bytes: int | None = None,
+        purpose: str | None = None,
+        actions: Sequence[str] = ("describe", "read"),
+        ttl: int | None = None,
+        for_key: str | None = None,
+    ) -> Minted:
+        """A narrower token, for another key or for one's own.
+
+        Args:
+            scope: What it is for: ``collection/name[@version]``, ``collection/*`` or ``*``.
+            paths: Patterns anchored at the version's root; None for every file.
+            max_bytes: Bytes that may be opened with it and with everything minted from it.
+            purpose: The one purpose that reads must state.
+            actions: Some of ``describe``, ``read``, ``publish``.
+            ttl: Seconds that it lives, at most 900; never longer than the caller's own token.
+            for_key: Thumbprint of the key that may use it; None for the caller's own.
+
+        Raises:
+            InvalidRequest: The scope is not one.
+            Denied: Policy does not let the caller mint this, or the key is somebody else's.
+            InvalidGrant, InvalidSubjectToken: The caller's own token is not good for it.
+        """
+        from broker.client import minting
+
+        details = minting.scope_details(
+            scope, paths=paths, max_bytes=max_bytes, purpose=purpose, actions=actions
+        )
+        return minting.mint(self._session, details, ttl=ttl, for_key=for_key)
+
+    def exchange(self, *scope: str) -> Json:
+        """A token for this workload's identity: the token endpoint's whole answer.
+
+        A client gets such tokens by itself; this is for programs that speak to the broker on their own,
+        with the job's key.
+
+        Args:
+            scope: As for :meth:`mint`; everything that policy lets the workload do, without any.
+
+        Raises:
+            UsageError: The profile is not that of a workload.
+            InvalidSubjectToken: The workload's own token has expired, or is not accepted.
+        """
+        from broker.client import minting
+
+        return minting.exchange(self._session, self.profile, scope)
 
     # -- more -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ only when that is safe: a read, or a write whose ``request_id`` makes the repeti
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
@@ -16,7 +16,7 @@ from broker import limits
 from broker.canonical import Json, canonical_bytes
 from broker.client import wire
 from broker.client.settings import Profile
-from broker.client.tokens import TokenStore
+from broker.client.tokens import MARGIN, Form, open_tokens
 from broker.errors import (
     BrokerError,
     IntegrityFailure,
@@ -34,6 +34,7 @@ from broker.runtime import SystemClock, SystemEntropy
 
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
+SCHEME: Final = "DPoP "
 ATTEMPTS: Final = 5
 """How often a request is sent before it counts as unreachable."""
 FIRST_PAUSE: Final = 0.2
@@ -89,19 +90,28 @@ class Session:
         self._wire = wire.Wire(server)
         self._nonce: str | None = None
         self._tokens = (
-            None if profile is None else TokenStore(profile, clock=self.clock, fetch=self._exchange)
+            None if profile is None else open_tokens(profile, clock=self.clock, fetch=self.exchange)
         )
         self._pause = threading.Event()
 
     @classmethod
     def of(cls, profile: Profile) -> Session:
-        """The session of an enrolled profile. Raises ConfigurationError when its key cannot be read."""
+        """The session of a profile. Raises ConfigurationError when its key or token cannot be read."""
         return cls(server=profile.server, key=profile.key, profile=profile)
 
     @property
     def jkt(self) -> str:
         """Thumbprint of the key that signs."""
         return self._key.jkt
+
+    @property
+    def principal(self) -> str | None:
+        """Who is asking, as far as the session knows: None without a profile.
+
+        Raises:
+            BrokerError: It is a job's, and the server issues it no token.
+        """
+        return None if self._tokens is None else self._tokens.principal
 
     def request_id(self) -> str:
         """A fresh id for one recorded request."""
@@ -134,18 +144,14 @@ class Session:
         request = Request(method="GET", path=path, query=query)
         held: list[Iterator[bytes]] = []
 
-        def send() -> wire.Answer:
+        def send(headers: Mapping[str, str]) -> wire.Answer:
             answer, chunks = self._wire.stream(
-                "GET",
-                self._raw_path(request),
-                query=request.raw_query,
-                headers=self._headers(request),
-                body=b"",
+                "GET", self._raw_path(request), query=request.raw_query, headers=headers, body=b""
             )
             held[:] = [chunks]
             return answer
 
-        self._until_good(request, send)
+        self._until_good(lambda: request, send)
         return _split_lines(held[0], longest)
 
     def call(self, request: Request) -> wire.Answer:
@@ -155,18 +161,7 @@ class Session:
             BrokerError: What the server's problem document says.
             Unreachable: No answer after all attempts.
         """
-
-        def send() -> wire.Answer:
-            return self._wire.send(
-                request.method,
-                self._raw_path(request),
-                query=request.raw_query,
-                headers=self._headers(request),
-                body=request.body,
-                max_size=request.max_size,
-            )
-
-        return self._until_good(request, send)
+        return self._send(lambda: request)
 
     def close(self) -> None:
         """Close the connections."""
@@ -174,11 +169,35 @@ class Session:
 
     # -- how ----------------------------------------------------------------------------------------------
 
-    def _until_good(self, request: Request, send: Any) -> wire.Answer:
+    def _send(self, make: Callable[[], Request]) -> wire.Answer:
+        made: list[Request] = []
+
+        def remade() -> Request:
+            made[:] = [make()]
+            return made[0]
+
+        def send(headers: Mapping[str, str]) -> wire.Answer:
+            [request] = made
+            return self._wire.send(
+                request.method,
+                self._raw_path(request),
+                query=request.raw_query,
+                headers=headers,
+                body=request.body,
+                max_size=request.max_size,
+            )
+
+        return self._until_good(remade, send)
+
+    def _until_good(
+        self, make: Callable[[], Request], send: Callable[[Mapping[str, str]], wire.Answer]
+    ) -> wire.Answer:
         failures, excused = 0, set[type[BrokerError]]()
         while True:
+            headers: Mapping[str, str] = {}
             try:
-                answer: wire.Answer = send()
+                headers = self._headers(make())
+                answer = send(headers)
                 self._nonce = answer.headers.get("dpop-nonce", self._nonce)
                 if 200 <= answer.status < 300:
                     return answer
@@ -188,7 +207,7 @@ class Session:
                 if type(exc) in excused:
                     raise
                 excused.add(type(exc))
-                if isinstance(exc, InvalidToken) and not self._forget_token(request):
+                if isinstance(exc, InvalidToken) and not self._forget_token(headers, exc):
                     raise
             except RollbackDetected:
                 raise
@@ -207,10 +226,11 @@ class Session:
         self._pause.wait(FIRST_PAUSE * 2 ** (failures - 1) * (0.5 + jitter))
         return True
 
-    def _forget_token(self, request: Request) -> bool:
-        if self._tokens is None or request.auth != "token":
+    def _forget_token(self, headers: Mapping[str, str], exc: BrokerError) -> bool:
+        sent = headers.get("Authorization")
+        if self._tokens is None or sent is None:
             return False
-        self._tokens.forget()
+        self._tokens.forget(sent.removeprefix(SCHEME), exc.what)
         return True
 
     def _raw_path(self, request: Request) -> str:
@@ -225,7 +245,7 @@ class Session:
             return headers
         token = self.access_token() if request.auth == "token" else None
         if token is not None:
-            headers["Authorization"] = f"DPoP {token}"
+            headers["Authorization"] = f"{SCHEME}{token}"
         headers["DPoP"] = proof.build_proof(
             key=self._key,
             method=request.method,
@@ -239,37 +259,44 @@ class Session:
         )
         return headers
 
-    def access_token(self) -> str:
-        """An access token that is valid for a while yet.
+    def access_token(self, left: int = MARGIN) -> str:
+        """An access token that is valid for a while yet: ``left`` seconds, as far as one can be had.
 
         Raises:
             BrokerError: The session has no profile, or the server issues none.
         """
         if self._tokens is None:
             raise Unreachable("this session has no profile, so no token")
-        return self._tokens.get()
+        return self._tokens.get(left)
 
-    def _exchange(self, form: Any) -> Json:
-        """One token request; ``form`` makes the body anew for each attempt (an assertion works once)."""
+    def forget_token(self) -> None:
+        """The current access token is not to be used again."""
+        if self._tokens is not None:
+            self._tokens.forget(self._tokens.get())
 
-        def send() -> wire.Answer:
-            request = Request(
+    def exchange(self, form: Form) -> Json:
+        """One token request under a proof by the session's key, without a token of its own.
+
+        Args:
+            form: Makes the body, anew for each attempt: an assertion works once.
+
+        Raises:
+            InvalidGrant: The credential is not accepted.
+            BrokerError: What the server's answer says.
+        """
+
+        def make() -> Request:
+            body = urlencode(form(self._key, self.clock.now(), self.entropy.uuid())).encode("ascii")
+            return Request(
                 method="POST",
                 path="/oauth/token",
-                body=urlencode(form(self._key, self.clock.now(), self.entropy.uuid())).encode("ascii"),
+                body=body,
                 content_type=FORM,
                 auth="proof",
-            )
-            return self._wire.send(
-                request.method,
-                self._raw_path(request),
-                query="",
-                headers=self._headers(request),
-                body=request.body,
                 max_size=limits.MIB,
             )
 
-        return self._until_good(Request(method="POST", path="/oauth/token", auth="proof"), send).json()
+        return self._send(make).json()
 
     def oauth_form(self, path: str, form: Mapping[str, str]) -> Json:
         """A signed form to an OAuth endpoint other than the token endpoint (introspect, revoke)."""

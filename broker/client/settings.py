@@ -1,8 +1,10 @@
 """Where the client's settings come from: flag > environment > profile > default.
 
 A profile is a folder: ``config.toml`` (server, principal, store hosts, the pinned log), ``key.jwk``
-(mode 0600), ``treehead`` (the last tree head that was verified) and ``token.json`` (mode 0600). This is
-the only module of the client that reads the environment.
+(mode 0600), ``treehead`` (the last tree head that was verified) and ``token.json`` (mode 0600). A job's
+profile is less: ``config.toml`` without a principal, beside a ``token`` and the key that it was minted
+for, or with the token wherever the environment says; or no folder at all, only the server's URL and the
+log's key. This is the only module of the client that reads the environment.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from broker import jose, names
-from broker.canonical import parse_json_object
-from broker.client import private_files
+from broker.client import private_files, workload
+from broker.client.workload import ActionsToken, JobSource, TokenFile
 from broker.errors import BrokerError, ConfigurationError, MalformedRequest
 
 CONFIG: Final = "config.toml"
-KEY: Final = "key.jwk"
+KEY: Final = workload.KEY
 TREE_HEAD: Final = "treehead"
 TOKEN: Final = "token.json"  # noqa: S105 - a file name
 DEFAULT_PROFILE: Final = "default"
@@ -39,12 +41,19 @@ _MEMBERS: Final = frozenset({"server", "principal", "issuer", "store_hosts", "lo
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The variables that the client knows; ``None`` where one is not set."""
+    """The variables that the client knows; ``None`` where one is not set.
+
+    ``places`` are where the processes of a job may keep what they share, best first; ``actions`` is the
+    endpoint that GitHub Actions gives to a job which may ask for tokens.
+    """
 
     profile_dir: Path | None = None
     profiles: Path
     url: str | None = None
+    log_vkey: str | None = None
     token_file: Path | None = None
+    actions: ActionsToken | None = None
+    places: tuple[Path, ...] = ()
     purpose: str | None = None
     jobs: int | None = None
     output: str | None = None
@@ -64,7 +73,10 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         profile_dir=_path(found.get("BROKER_PROFILE_DIR")),
         profiles=Path(home) / "broker" / "profiles",
         url=found.get("BROKER_URL") or None,
+        log_vkey=found.get("BROKER_LOG_VKEY") or None,
         token_file=_path(found.get("BROKER_TOKEN_FILE")),
+        actions=workload.find_actions(found),
+        places=workload.find_places(found),
         purpose=found.get("BROKER_PURPOSE") or None,
         jobs=check_jobs(jobs) if jobs else None,
         output=found.get("BROKER_OUTPUT") or None,
@@ -144,16 +156,18 @@ def check_store_host(text: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """An enrolled profile: whom the client talks to, as whom, and which log it holds them to.
+    """A profile: whom the client talks to, as whom, and which log it holds them to.
 
     Attributes:
-        folder: Where it is kept.
+        folder: Where its files are. For a job it may be read-only, or not exist.
         server: Base URL of the broker, without a slash at the end.
-        principal: The caller's own id.
-        issuer: The server's issuer identifier: the audience of our assertions.
+        principal: The caller's own id; "" for a job, which learns it with its first token.
+        issuer: The server's issuer identifier: the audience of our assertions; "" until it is known.
         origin: Name of the log.
         vkey: The log's verifier key, pinned at enrolment.
         store_hosts: ``host:port`` of each store that data may come from; no other is contacted.
+        source: Where a job's token comes from; None for an enrolled key.
+        places: Where the processes of a job may keep what they share, best first.
     """
 
     folder: Path
@@ -163,26 +177,55 @@ class Profile:
     origin: str
     vkey: str
     store_hosts: tuple[str, ...]
+    source: JobSource | None = field(default=None, compare=False)
+    places: tuple[Path, ...] = field(default=(), compare=False)
 
     @cached_property
     def key(self) -> jose.PrivateKey:
-        """The profile's private key.
+        """The private key: that of the profile, or the one that the processes of a workload share.
 
         Raises:
             ConfigurationError: It is missing, malformed, or other users may read it.
         """
+        if self.source is not None and not self.source.minted:
+            return workload.job_key(self.state)
         path = self.folder / KEY
-        data = private_files.find_file(path, private=True)
-        if data is None:
-            raise ConfigurationError(f"the profile has no key: {path}", next="broker login")
-        try:
-            return jose.PrivateKey.from_jwk(parse_json_object(data))
-        except BrokerError as exc:
-            raise ConfigurationError(f"{path} is not a private key", why=exc.what) from exc
+        key = workload.find_key(path)
+        if key is None or not (self.principal or self.source):
+            raise self._without_key(path)
+        return key
+
+    def _without_key(self, path: Path) -> ConfigurationError:
+        if self.source is None and self.principal:
+            return ConfigurationError(f"the profile has no key: {path}", next="broker login")
+        if self.source is None:
+            return ConfigurationError(
+                f"the profile in {self.folder} is that of a job, and there is no token for it",
+                next=f"set BROKER_TOKEN_FILE, or mint one: broker token mint --out {self.folder}",
+            )
+        return ConfigurationError(
+            f"there is no key for the token in {self.source.where}: {path}",
+            why="a minted token is of use only with the key that it was minted for",
+            next="set BROKER_PROFILE_DIR to the folder that holds this key",
+        )
+
+    @cached_property
+    def state(self) -> Path | None:
+        """The folder for what is kept between calls; None when that is this process's memory.
+
+        An enrolled profile keeps it beside its key. A job does if it can: what it cannot write is not
+        worth failing for.
+        """
+        if self.source is None:
+            return self.folder
+        if self.source.minted:
+            return self.folder if os.access(self.folder, os.W_OK | os.X_OK) else None
+        own = (self.folder / workload.JOBS,) if (self.folder / CONFIG).exists() else ()
+        return workload.find_state((*own, *self.places), self.server, self.vkey, self.source.job())
 
 
 def load_profile(folder: Path, *, url: str | None = None) -> Profile:
-    """The profile in a folder.
+    """The profile in a folder. A file ``token`` in it makes it that of a job.
 
     Args:
         url: Use this server instead of the profile's (flag or ``BROKER_URL``). The pinned log and the
@@ -192,7 +235,7 @@ def load_profile(folder: Path, *, url: str | None = None) -> Profile:
         ConfigurationError: There is no profile, or it is not valid.
     """
     path = folder / CONFIG
-    data = private_files.find_file(path)
+    data = private_files.find_file(path, follow=True)
     if data is None:
         raise ConfigurationError(
             f"there is no profile in {folder}", next="broker login --server URL --code CODE"
@@ -206,14 +249,73 @@ def load_profile(folder: Path, *, url: str | None = None) -> Profile:
     return profile if url is None else replace(profile, server=check_server(url))
 
 
-def find_profile(name: str | None = None, *, url: str | None = None) -> Profile:
+def find_profile(
+    name: str | None = None, *, url: str | None = None, token_file: Path | None = None
+) -> Profile:
     """The profile that flag, environment and default point to.
+
+    A profile that is named is that of its folder, whatever identity the environment offers. Otherwise
+    ``BROKER_TOKEN_FILE`` makes it that of a job, and so does GitHub Actions where the folder has no key.
+
+    Args:
+        name: Of the profile.
+        url: The server's URL instead of the profile's.
+        token_file: A job's token: the profile is that of this job.
 
     Raises:
         ConfigurationError: There is none, or it is not valid.
     """
-    environment = read_environment()
-    return load_profile(profile_folder(name, environment), url=url or environment.url)
+    env = read_environment()
+    folder, server = profile_folder(name, env), url or env.url
+    if token_file is not None:
+        source: JobSource | None = TokenFile(token_file)
+    else:
+        source = None if name is not None else _find_source(env, folder)
+    if name is None and not (folder / CONFIG).exists() and server and env.log_vkey and source:
+        return replace(_bare_profile(folder, server, env.log_vkey, source), places=env.places)
+    profile = _load(folder, server, job=source is not None)
+    if name is None and env.log_vkey not in (None, profile.vkey):
+        raise ConfigurationError(
+            f"BROKER_LOG_VKEY is another log than the one that {folder / CONFIG} pins",
+            next="take one of them away",
+        )
+    return replace(profile, source=source or profile.source, places=env.places)
+
+
+def _find_source(env: Environment, folder: Path) -> JobSource | None:
+    if env.token_file is not None:
+        return TokenFile(env.token_file)
+    own = any((folder / name).exists() for name in (KEY, workload.TOKEN))
+    return None if own else env.actions
+
+
+def _load(folder: Path, server: str | None, *, job: bool) -> Profile:
+    if job and not (folder / CONFIG).exists():
+        raise ConfigurationError(
+            f"there is no profile in {folder}, and the environment names no broker",
+            why="a job needs to know its server, and the log that it holds it to",
+            next=f"set BROKER_PROFILE_DIR to a folder with a {CONFIG}, or BROKER_URL and BROKER_LOG_VKEY",
+        )
+    return load_profile(folder, url=server)
+
+
+def _bare_profile(folder: Path, server: str, vkey: str, source: JobSource) -> Profile:
+    from broker.ledger import note
+
+    try:
+        origin = note.parse_vkey(vkey).name
+    except ConfigurationError as exc:
+        raise ConfigurationError("BROKER_LOG_VKEY is not a log's verifier key", why=exc.what) from exc
+    return Profile(
+        folder=folder,
+        server=check_server(server),
+        principal="",
+        issuer="",
+        origin=origin,
+        vkey=vkey,
+        store_hosts=(),
+        source=source,
+    )
 
 
 def _parse_config(folder: Path, config: Mapping[str, Any]) -> Profile:
@@ -221,7 +323,8 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Profile:
     from broker.ledger import note
 
     log = config.get("log")
-    if not isinstance(log, dict) or set(log) != {"origin", "vkey"} or set(config) != _MEMBERS:
+    known = _MEMBERS - {"principal"} <= set(config) <= _MEMBERS
+    if not isinstance(log, dict) or set(log) != {"origin", "vkey"} or not known:
         raise ConfigurationError(f"it has exactly {', '.join(sorted(_MEMBERS))}; log has origin and vkey")
     hosts = config["store_hosts"]
     if not isinstance(hosts, list):
@@ -231,11 +334,12 @@ def _parse_config(folder: Path, config: Mapping[str, Any]) -> Profile:
     return Profile(
         folder=folder,
         server=check_server(_text(config["server"])),
-        principal=names.parse_principal(_text(config["principal"])),
+        principal=names.parse_principal(_text(config["principal"])) if "principal" in config else "",
         issuer=_text(config["issuer"]),
         origin=_text(log["origin"]),
         vkey=_text(log["vkey"]),
         store_hosts=tuple(check_store_host(host) for host in hosts),
+        source=workload.find_token(folder),
     )
 
 
@@ -246,12 +350,12 @@ def _text(value: object) -> str:
 
 
 def config_text(profile: Profile) -> str:
-    """The ``config.toml`` of a profile."""
+    """The ``config.toml`` of a profile; a job's has no principal."""
     hosts = ", ".join(_quote(host) for host in profile.store_hosts)
     return (
         f"server = {_quote(profile.server)}\n"
-        f"principal = {_quote(profile.principal)}\n"
-        f"issuer = {_quote(profile.issuer)}\n"
+        + (f"principal = {_quote(profile.principal)}\n" if profile.principal else "")
+        + f"issuer = {_quote(profile.issuer)}\n"
         f"store_hosts = [{hosts}]\n"
         "\n[log]\n"
         f"origin = {_quote(profile.origin)}\n"
@@ -275,7 +379,7 @@ def save_profile(profile: Profile, key: jose.PrivateKey) -> None:
     """
     text = config_text(profile)
     check_vacant(profile.folder)
-    private_files.write_file(profile.folder / KEY, json.dumps(key.to_jwk()).encode() + b"\n")
+    workload.write_key(profile.folder / KEY, key)
     private_files.write_file(profile.folder / CONFIG, text.encode(), mode=0o644)
 
 

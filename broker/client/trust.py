@@ -2,7 +2,7 @@
 
 An answer counts only with a receipt that verifies under the pinned log key, whose entry is the caller's
 own request, and whose tree extends every tree that this profile has seen. The last tree head is kept in
-the profile's ``treehead``; it only ever moves forward.
+the profile's ``treehead``, or in memory where nothing can be written; it only ever moves forward.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,15 +25,26 @@ from broker.ledger.receipt import VerifiedReceipt
 FindProof = Callable[[int, int], Sequence[str]]
 """Asks the server for the consistency proof between two sizes (smaller, larger)."""
 
+LOCK: Final = f".{TREE_HEAD}.lock"
 _MOST_LOOKS: Final = 8
 
 
 class LogMemory:
-    """The newest tree head that one profile has verified; shared by threads and processes."""
+    """The newest tree head that one profile has verified; shared by threads and processes.
 
-    def __init__(self, folder: Path, *, vkey: str, find_proof: FindProof) -> None:
-        self._path = folder / TREE_HEAD
-        self._lock_path = folder / f".{TREE_HEAD}.lock"
+    Args:
+        folder: Where it is kept; None keeps it in memory, for this process alone.
+        vkey: The pinned log's verifier key.
+        find_proof: Asks for consistency proofs.
+        seed: A file with the tree head that counts as seen as long as none is kept; it may be read-only.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, vkey: str, find_proof: FindProof, seed: Path | None = None
+    ) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._held: str | None = None
         self._vkey = vkey
         self._find_proof = find_proof
         self._lock = threading.RLock()
@@ -43,7 +55,13 @@ class LogMemory:
         Raises:
             IntegrityFailure: The file is not a tree head of the pinned log. It is kept for inspection.
         """
-        data = private_files.find_file(self._path)
+        if self._held is not None:
+            return self._held
+        own = None if self._folder is None else self._folder / TREE_HEAD
+        return self._read(own) or self._read(self._seed, follow=True)
+
+    def _read(self, path: Path | None, *, follow: bool = False) -> str | None:
+        data = None if path is None else private_files.find_file(path, follow=follow)
         if data is None:
             return None
         text = data.decode("utf-8", "replace")
@@ -51,7 +69,7 @@ class LogMemory:
             note.open_head(text, self._vkey)
         except IntegrityFailure as exc:
             raise IntegrityFailure(
-                f"{self._path} is not a tree head of this profile's log",
+                f"{path} is not a tree head of this profile's log",
                 why=exc.what,
                 next="keep the file, and ask an auditor to compare it with the log",
             ) from exc
@@ -124,14 +142,24 @@ class LogMemory:
         self._verify(older, newer, proof)
 
     def _remember(self, head_note: str, head: TreeHead, linked: str | None) -> bool:
-        with private_files.locked(self._lock_path):
+        with self._exclusively():
             remembered = self.have()
             if remembered != linked and remembered is not None:
                 return False
             # Never backwards: an older head that is consistent changes nothing.
             if remembered is None or note.open_head(remembered, self._vkey).size < head.size:
-                private_files.write_file(self._path, head_note.encode("utf-8"), mode=0o644)
+                self._keep(head_note)
             return True
+
+    def _exclusively(self) -> AbstractContextManager[None]:
+        # In memory the caller's own lock is enough.
+        return nullcontext() if self._folder is None else private_files.locked(self._folder / LOCK)
+
+    def _keep(self, head_note: str) -> None:
+        if self._folder is None:
+            self._held = head_note
+        else:
+            private_files.write_file(self._folder / TREE_HEAD, head_note.encode("utf-8"), mode=0o644)
 
     def _verify(self, older: TreeHead, newer: TreeHead, consistency: Any) -> None:
         try:
@@ -146,8 +174,13 @@ class LogMemory:
         return RollbackDetected(
             "the broker's ledger does not extend what this profile has seen",
             why=why,
-            next=f"do not trust this broker; keep {self._path} as evidence and show it to an auditor",
+            next=f"do not trust this broker; {self._evidence()}",
         )
+
+    def _evidence(self) -> str:
+        if self._folder is None:
+            return f"show an auditor the tree head that was seen:\n{(self.have() or '').strip()}"
+        return f"keep {self._folder / TREE_HEAD} as evidence and show it to an auditor"
 
 
 def _list(value: Any) -> Sequence[Any]:

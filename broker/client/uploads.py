@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from broker import limits
@@ -215,7 +216,9 @@ def _headers(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 class UploadJournal:
-    """Which content went into which part of an upload, kept in the profile until the commit.
+    """Which content went into which part of an upload, kept until the commit.
+
+    It is kept in the profile. A job that can write nothing keeps it in memory: what it began ends with it.
 
     A line is written *before* a part is sent, and another after the store took it. A part that the store
     holds counts as done only if everything that may have been sent for it since was made from the very
@@ -226,20 +229,24 @@ class UploadJournal:
     """
 
     def __init__(self, profile: Profile, upload: str) -> None:
-        folder = profile.folder / FOLDER
-        self._path = folder / f"{upload}.jsonl"
         self._sent: dict[Place, set[str]] = {}
-        for event, place, content in self._read():
-            self._note(event, place, content)
+        self._file: tuple[Path, int] | None = None
+        if profile.state is not None:
+            path = profile.state / FOLDER / f"{upload}.jsonl"
+            for event, place, content in self._read(path):
+                self._note(event, place, content)
+            self._file = (path, self._open(path))
+
+    def _open(self, path: Path) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._fd = os.open(self._path, flags, 0o600)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
         except OSError as exc:
-            raise ConfigurationError(f"cannot write {self._path}", why=exc.strerror) from exc
+            raise ConfigurationError(f"cannot write {path}", why=exc.strerror) from exc
 
-    def _read(self) -> Iterator[tuple[str, Place, str]]:
-        data = private_files.find_file(self._path, private=True, most=_MAX_JOURNAL) or b""
+    def _read(self, path: Path) -> Iterator[tuple[str, Place, str]]:
+        data = private_files.find_file(path, private=True, most=_MAX_JOURNAL) or b""
         for line in data.split(b"\n")[:-1]:
             try:
                 event, file, part, content = json.loads(line)
@@ -266,15 +273,19 @@ class UploadJournal:
         self._add(_TAKEN, place, content)
 
     def _add(self, event: str, place: Place, content: bytes) -> None:
-        line = canonical_bytes([event, *place, content.hex()]) + b"\n"
-        try:
-            os.write(self._fd, line)
-        except OSError as exc:
-            raise ConfigurationError(f"cannot write {self._path}", why=exc.strerror) from exc
+        if self._file is not None:
+            path, fd = self._file
+            try:
+                os.write(fd, canonical_bytes([event, *place, content.hex()]) + b"\n")
+            except OSError as exc:
+                raise ConfigurationError(f"cannot write {path}", why=exc.strerror) from exc
         self._note(event, place, content.hex())
 
     def close(self, *, done: bool) -> None:
         """Close it; remove it when the upload is committed or given up."""
-        os.close(self._fd)
+        if self._file is None:
+            return
+        path, fd = self._file
+        os.close(fd)
         if done:
-            self._path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

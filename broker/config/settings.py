@@ -68,8 +68,8 @@ class Settings(BaseSettings):
         default=limits.DEFAULT_LEASE_WINDOW, ge=limits.SEGMENT_SIZE, le=limits.MAX_LEASE_BYTES
     )
     """Plaintext bytes that one lease opens."""
-    nonces_required: bool = False
-    """Every signed request needs a nonce of this server (one more round trip for the first one)."""
+    nonces_required: bool | None = None
+    """Every signed request needs a nonce of this server; unless given, in production yes, in dev mode no."""
     unsafe_single_admin: bool = False
     """Protected changes may be made by one administrator alone."""
     store: StoreSettings
@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     def token_issuer(self) -> str:
         """The issuer identifier: given, or the first public URL."""
         return self.issuer or self.public_urls[0]
+
+    @property
+    def needs_nonces(self) -> bool:
+        """Whether signed requests need a nonce: given, or as the mode has it."""
+        return self.mode == "production" if self.nonces_required is None else self.nonces_required
 
     @classmethod
     def settings_customise_sources(

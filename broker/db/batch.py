@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection, Table, delete, select, tuple_
+from sqlalchemy.sql.elements import ColumnElement
 
 from broker import limits
 from broker.canonical import sha256_digest
@@ -26,12 +27,12 @@ from broker.db.tail import StoredTail, TreeRules, write_tail
 from broker.db.values import is_storable
 from broker.drafts import Absent, Charge, Draft, NewEntry, ProofUse, RequestKey
 from broker.errors import Conflict, InternalError, InvalidRequest, OverBudget, ReplayedProof, TooLarge
-from broker.model import Row
+from broker.model import Row, SubjectUse
 from broker.ports import StaleDecision
 
 _EVIDENCE_SALT: Final = 32
 _SWEEP_SPARE: Final = 16
-"""Old proofs that a batch deletes beyond twice what it adds: the table shrinks, in small steps."""
+"""Old rows that a batch deletes beyond twice what it adds: the table shrinks, in small steps."""
 
 
 def check_draft(draft: Draft) -> None:
@@ -231,6 +232,7 @@ class Batch:
             by_class[row].append(values)
         for row, rows in by_class.items():
             upsert_rows(connection, tables.ROW_TABLES[row], rows)
+        self._sweep_pins(connection, len(by_class[SubjectUse]))
         upsert_rows(
             connection,
             tables.meters,
@@ -293,15 +295,24 @@ class Batch:
         if not self._proofs:
             return
         table = tables.replays
-        keys = (table.c.jkt, table.c.jti_hash)
-        old = select(*keys).where(table.c.keep_until < self._now).order_by(table.c.keep_until)
-        old = old.limit(2 * len(self._proofs) + _SWEEP_SPARE)
-        connection.execute(delete(table).where(tuple_(*keys).in_(old)))
+        self._sweep(connection, table, table.c.keep_until, len(self._proofs))
         insert_rows(
             connection,
             table,
             [{"jkt": p.jkt, "jti_hash": p.jti_hash, "keep_until": p.keep_until} for p in self._proofs],
         )
+
+    def _sweep_pins(self, connection: Connection, added: int) -> None:
+        # A pin speaks of a token that is over: its issuer's own expiry refuses the token by now.
+        if added:
+            table = tables.ROW_TABLES[SubjectUse]
+            self._sweep(connection, table, table.c.expires, added)
+
+    def _sweep(self, connection: Connection, table: Table, end: ColumnElement[int], added: int) -> None:
+        """Delete some rows whose end has passed: more than were added, so that the table stays small."""
+        keys = list(table.primary_key.columns)
+        old = select(*keys).where(end < self._now).order_by(end).limit(2 * added + _SWEEP_SPARE)
+        connection.execute(delete(table).where(tuple_(*keys).in_(old)))
 
 
 def _open_extents(bitmap: bytes, extents: Sequence[tuple[int, int]]) -> tuple[bytes, int]:

@@ -169,6 +169,8 @@ ROW_TABLES: Final[dict[type[Any], Table]] = {
     model.Key: _row_table("keys", model.Key, ("principal",)),
     model.Enrolment: _row_table("enrolments", model.Enrolment, ("principal",)),
     model.Token: _row_table("tokens", model.Token, ("principal",), ("jkt",)),
+    model.Issuer: _row_table("issuers", model.Issuer),
+    model.SubjectUse: _row_table("subject_uses", model.SubjectUse, ("expires",)),
     model.Collection: _row_table("collections", model.Collection),
     model.Artifact: _row_table("artifacts", model.Artifact),
     model.Version: _row_table(

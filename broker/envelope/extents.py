@@ -159,6 +159,36 @@ def _segment_at(offset: int) -> int:
     return (offset + HEADER_SIZE) // SEGMENT_PLAINTEXT
 
 
+def segments_plaintext(plain: int, first: int, last: int) -> int:
+    """Plaintext bytes of segments ``first`` to ``last`` (both included) of an extent.
+
+    Raises:
+        InvalidRequest: ``plain`` is not positive, or there are no such segments.
+    """
+    start, _ = segment_plaintext_range(plain, first)
+    end, length = segment_plaintext_range(plain, last)
+    if last < first:
+        raise InvalidRequest("the last segment comes before the first")
+    return end + length - start
+
+
+def segments_range(size: int, extent_size: int, index: int, first: int, last: int) -> tuple[int, int]:
+    """``(start, length)`` of segments ``first`` to ``last`` of extent ``index`` in the file's object.
+
+    With segment 0 comes the header in front of it, so that all segments together are the whole extent.
+
+    Raises:
+        InvalidRequest: A size is outside its limits, or there are no such segments.
+    """
+    plain = extent_plaintext_size(size, extent_size, index)
+    begin, _ = segment_ciphertext_range(plain, first)
+    end, length = segment_ciphertext_range(plain, last)
+    if last < first:
+        raise InvalidRequest("the last segment comes before the first")
+    begin = begin if first else 0
+    return extent_range(size, extent_size, index)[0] + begin, end + length - begin
+
+
 # -- the segment list of a file ---------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from broker import limits, names
 from broker.canonical import Json, b64url, canonical_bytes, drop_absent, parse_b64url, parse_canonical
-from broker.envelope.extents import KEY_SIZE, VERSION_ID_SIZE
+from broker.envelope.extents import HEADER_SIZE, KEY_SIZE, VERSION_ID_SIZE
 from broker.errors import BrokerError, IntegrityFailure, InternalError
 
 SCHEMA: Final = "broker/lease/v1"
@@ -28,13 +28,12 @@ _URL: Final = re.compile(r"https?://[!-~]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeasePiece:
-    """Where a piece of ciphertext is, and its key (32 bytes): ``length`` bytes of the object from ``start``.
+class LeasePlace:
+    """Where ciphertext is: ``length`` bytes of the object from ``start``.
 
     A GET of ``url`` must carry exactly the header ``Range: <range>``, which its signature covers.
     """
 
-    key: bytes = field(repr=False)
     url: str = field(repr=False)
     start: int
     length: int
@@ -46,10 +45,25 @@ class LeasePiece:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeasePiece(LeasePlace):
+    """A piece of ciphertext: its place, and its key (32 bytes)."""
+
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeaseExtent(LeasePiece):
-    """One extent of a file: its index, key, and place."""
+    """One extent of a file: its index, key, and place.
+
+    Attributes:
+        span: First and last segment that the URL reaches; None when it is the whole extent. The key
+            opens the whole extent all the same. One extent may be there with several spans.
+        header: Where the extent's header is, when the span does not begin with it (at segment 0).
+    """
 
     index: int
+    span: tuple[int, int] | None = None
+    header: LeasePlace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +186,29 @@ def _file_json(file: LeaseFile) -> Json:
         {
             "file": file.file,
             "path": file.path,
-            "extents": [{"index": extent.index, **_piece_json(extent)} for extent in file.extents],
+            "extents": [_extent_json(extent) for extent in file.extents],
             "segments": None if file.segments is None else _piece_json(file.segments),
         }
     )
 
 
+def _extent_json(extent: LeaseExtent) -> Json:
+    return drop_absent(
+        {
+            "index": extent.index,
+            **_piece_json(extent),
+            "span": None if extent.span is None else list(extent.span),
+            "header": None if extent.header is None else _place_json(extent.header),
+        }
+    )
+
+
 def _piece_json(piece: LeasePiece) -> Json:
-    return {"key": b64url(piece.key), "url": piece.url, "range": piece.range}
+    return {"key": b64url(piece.key), **_place_json(piece)}
+
+
+def _place_json(place: LeasePlace) -> Json:
+    return {"url": place.url, "range": place.range}
 
 
 def _parse_file(item: object) -> LeaseFile:
@@ -194,8 +223,24 @@ def _parse_file(item: object) -> LeaseFile:
 
 
 def _parse_extent(item: object) -> LeaseExtent:
-    value = _object(item, {"index", "key", "url", "range"})
-    return LeaseExtent(index=_index(value["index"]), **_piece_members(value))
+    more = {"span", "header"} & set(item) if isinstance(item, dict) else set()
+    value = _object(item, {"index", "key", "url", "range"} | more)
+    return LeaseExtent(
+        index=_index(value["index"]),
+        span=_parse_span(value["span"]) if "span" in more else None,
+        header=_parse_header(value["header"]) if "header" in more else None,
+        **_piece_members(value),
+    )
+
+
+def _parse_span(item: object) -> tuple[int, int]:
+    span = _array(item)
+    _expect(len(span) == 2)
+    return _index(span[0]), _index(span[1])
+
+
+def _parse_header(item: object) -> LeasePlace:
+    return LeasePlace(**_place_members(_object(item, {"url", "range"})))
 
 
 def _parse_segments(item: object) -> LeasePiece:
@@ -203,10 +248,13 @@ def _parse_segments(item: object) -> LeasePiece:
 
 
 def _piece_members(value: Json) -> dict[str, Any]:
+    return {"key": parse_b64url(value["key"], size=KEY_SIZE), **_place_members(value)}
+
+
+def _place_members(value: Json) -> dict[str, Any]:
     start, length = _parse_range(value["range"])
     _expect(isinstance(value["url"], str))
-    key = parse_b64url(value["key"], size=KEY_SIZE)
-    return {"key": key, "url": value["url"], "start": start, "length": length}
+    return {"url": value["url"], "start": start, "length": length}
 
 
 def _parse_range(text: object) -> tuple[int, int]:
@@ -255,9 +303,12 @@ def _check_lease(lease: OpenLease) -> None:
     _expect(sum(len(file.extents) for file in lease.files) <= limits.MAX_LEASE_EXTENTS)
     for file in lease.files:
         names.parse_path(file.path)
-        _expect(_ascends([extent.index for extent in file.extents]))
+        _expect(all(0 <= extent.index <= _MAX_INDEX for extent in file.extents))
+        _expect(all(_precedes(before, after) for before, after in pairwise(file.extents)))
         for piece in (*file.extents, *([] if file.segments is None else [file.segments])):
             _check_piece(piece)
+        for extent in file.extents:
+            _check_span(extent)
 
 
 def _ascends(indices: list[int]) -> bool:
@@ -265,6 +316,29 @@ def _ascends(indices: list[int]) -> bool:
     return bounded and all(before < after for before, after in pairwise(indices))
 
 
+def _precedes(before: LeaseExtent, after: LeaseExtent) -> bool:
+    """Extents ascend; several spans of one extent ascend in it and do not overlap."""
+    if before.index == after.index and before.span is not None and after.span is not None:
+        return before.span[1] < after.span[0] and before.key == after.key
+    return before.index < after.index
+
+
 def _check_piece(piece: LeasePiece) -> None:
-    _expect(len(piece.key) == KEY_SIZE and piece.start >= 0 and piece.length >= 1)
-    _expect(len(piece.url) <= limits.MAX_URL and _URL.fullmatch(piece.url) is not None)
+    _expect(len(piece.key) == KEY_SIZE)
+    _check_place(piece)
+
+
+def _check_place(place: LeasePlace) -> None:
+    _expect(place.start >= 0 and place.length >= 1)
+    _expect(len(place.url) <= limits.MAX_URL and _URL.fullmatch(place.url) is not None)
+
+
+def _check_span(extent: LeaseExtent) -> None:
+    first, last = extent.span or (0, 0)
+    _expect(0 <= first <= last <= _MAX_INDEX)
+    # Without its header no segment opens; with segment 0 it comes along.
+    _expect((extent.header is not None) == (first > 0))
+    if extent.header is not None:
+        _check_place(extent.header)
+        _expect(extent.header.length == HEADER_SIZE)
+        _expect(extent.header.start + HEADER_SIZE <= extent.start)

@@ -85,8 +85,8 @@ class RangeReader:
         header: The first 40 bytes of the extent.
         plaintext_size: From :func:`extents.extent_plaintext_size`.
         extent_digest: The extent's digest in the verified manifest, 32 bytes.
-        segment_digests: The extent's slice of the segment list, 32 bytes each. For an extent of one
-            segment it is not stored anywhere: use :class:`ExtentReader`.
+        segment_digests: The extent's slice of the segment list, 32 bytes each. None for an extent of one
+            segment, whose own digest follows from the extent's.
 
     Attributes:
         segments: Number of segments.
@@ -96,7 +96,7 @@ class RangeReader:
             this cipher.
     """
 
-    __slots__ = ("_decryptor", "_digests", "segments")
+    __slots__ = ("_decryptor", "_digests", "_expected", "segments")
 
     def __init__(
         self,
@@ -106,13 +106,16 @@ class RangeReader:
         *,
         plaintext_size: int,
         extent_digest: bytes,
-        segment_digests: Sequence[bytes],
+        segment_digests: Sequence[bytes] | None,
     ) -> None:
-        if len(segment_digests) != extents.segment_count(plaintext_size):
+        count = extents.segment_count(plaintext_size)
+        if count != (1 if segment_digests is None else len(segment_digests)):
             raise IntegrityFailure("a list of segment digests has another length than its extent needs")
-        digest.verify_segments(segment_digests, extent_digest)
+        if segment_digests is not None:
+            digest.verify_segments(segment_digests, extent_digest)
         self._decryptor = ExtentDecryptor(key, associated_data, header, plaintext_size)
-        self._digests = tuple(segment_digests)
+        self._digests = None if segment_digests is None else tuple(segment_digests)
+        self._expected = extent_digest
         self.segments = self._decryptor.segments
 
     def read_segment(self, index: int, ciphertext: Buffer, out: bytearray | memoryview) -> int:
@@ -126,7 +129,12 @@ class RangeReader:
         """
         size = self._decryptor.decrypt_segment(index, ciphertext, out)
         opened = memoryview(out)[:size]
-        if not compare_digest(digest.segment_digest(opened), self._digests[index]):
+        found = digest.segment_digest(opened)
+        if self._digests is None:
+            fits = compare_digest(digest.extent_digest([found]), self._expected)
+        else:
+            fits = compare_digest(found, self._digests[index])
+        if not fits:
             opened[:] = bytes(size)
             raise IntegrityFailure("a segment is not what the publisher signed")
         return size

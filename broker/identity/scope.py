@@ -48,7 +48,7 @@ _REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     ADMINISTRATION: frozenset({"type", "actions"}),
 }
 _NARROWING: Final = frozenset({"paths", "max_bytes", "purpose"})
-_CONTENT_ACTIONS: Final = frozenset({"read", "publish"})
+CONTENT_ACTIONS: Final = frozenset({"read", "publish"})
 """Actions on an artifact's files: ``paths`` and ``purpose`` bind these."""
 _EVERYTHING: Final = "**"
 _GLOBS_REMEMBERED: Final = 1024
@@ -320,7 +320,7 @@ def _covers_target(detail: Detail, ask: Ask) -> bool:
 
 
 def _covers_content(detail: Detail, ask: Ask) -> bool:
-    if ask.type != ARTIFACT or ask.action not in _CONTENT_ACTIONS:
+    if ask.type != ARTIFACT or ask.action not in CONTENT_ACTIONS:
         return True
     if detail.purpose is not None and detail.purpose != ask.purpose:
         return False

@@ -16,7 +16,7 @@ from broker import jose, limits, names
 from broker.canonical import MAX_SAFE_INTEGER, parse_b64url, parse_digest, parse_time
 from broker.errors import InvalidRequest
 from broker.ledger.note import check_origin, parse_vkey
-from broker.model import KINDS, ROLES
+from broker.model import ISSUER_KINDS, KINDS, ROLES
 
 SCHEMA: Final = "broker/entry/v1"
 SALT_SIZE: Final = 16
@@ -179,8 +179,9 @@ MEMBERS: Final[Mapping[str, Check]] = {
     "artifact": _name,
     "version": _name,
     "manifest": _digest,
-    "selection": _object({"digest": _digest, **_counts}),
+    "selection": _object({"digest": _digest, **_counts}, {"segments": _count}),
     "bytes": _count,
+    "served": _count,
     # what came of it
     "decision": _object(
         {"effect": _one_of(*EFFECTS), "policies": _list_of(_name, limits.MAX_POLICIES)},
@@ -205,6 +206,13 @@ MEMBERS: Final[Mapping[str, Check]] = {
     "parent": _identifier,
     "issuer": _name,
     "subject": _principal,
+    "subject_digest": _digest,
+    "mapping": _digest,
+    "minter": _object({"principal": _principal, "jkt": _thumbprint, "token": _identifier}),
+    "url": _text(limits.MAX_CLAIM),
+    "issuer_kind": _one_of(*ISSUER_KINDS),
+    "audience": _text(limits.MAX_CLAIM),
+    "trust": _digest,
     "roles": _list_of(_one_of(*ROLES), len(ROLES)),
     "groups": _groups,
     "disabled": _boolean,
@@ -273,10 +281,11 @@ _READ: Final = " ".join(sorted(COMMON - {"purpose"}))
 TYPES: Final[Mapping[str, TypeRule]] = {
     "genesis": _rule("origin vkey", "mode"),
     "enrolment-code": _rule("subject code expires_at"),
-    "enrolment": _rule("principal key", "code enrolled_by uses"),
-    "token": _rule("principal jkt token expires_at", "scope parent issuer"),
-    "grant": _rule(_READ, "grant_expires_at"),
-    "lease": _rule(_READ),
+    "enrolment": _rule("principal key", "code enrolled_by uses issuer"),
+    "issuer": _rule("issuer url issuer_kind audience mapping trust disabled"),
+    "token": _rule("principal jkt token expires_at", "scope parent issuer mapping subject_digest minter"),
+    "grant": _rule(_READ, "grant_expires_at served"),
+    "lease": _rule(_READ, "served"),
     "completion": _rule("principal jkt grant received"),
     "denial": _rule("decision", "subject"),
     "publish": _rule(

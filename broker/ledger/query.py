@@ -152,13 +152,22 @@ def parse_when(text: str, *, now: int) -> int:
     Raises:
         InvalidRequest: It is none of these, or lies before 1970.
     """
-    if match := _DURATION_RE.fullmatch(text):
-        moment = now - int(match[1]) * _UNIT_MS[match[2]]
-    else:
-        moment = _parse_instant(text)
+    moment = now - parse_duration(text) if _DURATION_RE.fullmatch(text) else _parse_instant(text)
     if moment < 0:
         raise InvalidRequest("a time in a ledger query lies before 1970")
     return moment
+
+
+def parse_duration(text: str) -> int:
+    """Milliseconds of a duration: ``30s``, ``10m``, ``24h``, ``7d``, ``2w``.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    match = _DURATION_RE.fullmatch(text)
+    if match is None:
+        raise InvalidRequest("a duration is not valid", why="a number and s, m, h, d or w, such as 10m")
+    return int(match[1]) * _UNIT_MS[match[2]]
 
 
 def _parse_instant(text: str) -> int:

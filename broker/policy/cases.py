@@ -17,12 +17,14 @@ from broker.errors import BrokerError, InvalidRequest, TooLarge
 from broker.model import Collection, Group, Principal
 from broker.policy.engine import PolicyEngine
 from broker.policy.request import (
+    Actor,
     AdministrationTarget,
     ArtifactTarget,
     CollectionTarget,
     Context,
     GrantTarget,
     LedgerTarget,
+    Mint,
     PolicyRequest,
     Target,
     TokenTarget,
@@ -44,9 +46,10 @@ _CASE: Final = {
     "expect",
     "policies",
 }
-_PRINCIPAL: Final = {"roles", "groups", "disabled"}
+_PRINCIPAL: Final = {"roles", "groups", "disabled", "attributes"}
 _COLLECTION: Final = {"readers", "publishers"}
-_CONTEXT: Final = {"time", "purpose", "address", "asked", "opened", "incidents", "approvals"}
+_CONTEXT: Final = {"time", "purpose", "address", "asked", "opened", "incidents", "approvals", "mint"}
+_MINT: Final = {"own_key", "ttl", "max_bytes", "types", "actions", "identifiers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +207,13 @@ def _parse_world(facts: Mapping[str, Any]) -> _World:
 
 def _parse_principal(id: str, row: Mapping[str, Any]) -> Principal:
     _only(row, _PRINCIPAL)
-    return Principal(
+    return Actor(
         id=id,
         roles=_texts(row.get("roles", [])),
         groups=_texts(row.get("groups", [])),
         disabled=row.get("disabled", False),
         created=0,
+        attributes=dict(row.get("attributes", {})),
     )
 
 
@@ -232,6 +236,19 @@ def _parse_context(row: Mapping[str, Any]) -> Context:
         opened_bytes=row.get("opened", 0),
         incidents=row.get("incidents", 0),
         approvals=_texts(row.get("approvals", [])),
+        mint=_parse_mint(row["mint"]) if "mint" in row else None,
+    )
+
+
+def _parse_mint(row: Mapping[str, Any]) -> Mint:
+    _only(row, _MINT)
+    return Mint(
+        own_key=row.get("own_key", True),
+        ttl=row.get("ttl", limits.ACCESS_TOKEN_TTL),
+        max_bytes=row.get("max_bytes", 0),
+        types=_texts(row.get("types", ["artifact_access"])),
+        actions=_texts(row.get("actions", ["read"])),
+        identifiers=_texts(row.get("identifiers", ["*"])),
     )
 
 

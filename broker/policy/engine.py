@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import cedarpy
@@ -11,20 +12,22 @@ from broker.model import ROLES, Collection, Group, Principal
 from broker.policy.bundle import Bundle, PolicyInfo, compile_bundle
 from broker.policy.entities import Slice, build_slice, find_gap
 from broker.policy.request import (
-    ACTIONS,
     AREAS,
+    Actor,
     AdministrationTarget,
     ArtifactTarget,
     CollectionTarget,
     Context,
     GrantTarget,
     LedgerTarget,
+    Mint,
     PolicyDecision,
     PolicyRequest,
     Reason,
     Target,
     TokenTarget,
     VersionTarget,
+    target_collection,
 )
 
 
@@ -34,15 +37,17 @@ class PolicyEngine:
     Args:
         bundle: What decides. Text that comes from outside goes through
             :mod:`broker.policy.sandbox` in a capped child process first.
+        stored: The bundle was applied before, maybe by an older release: its schema may lack the words
+            that came since, and what it does not know is denied. A new bundle has to know them all.
 
     Raises:
         InvalidRequest: The bundle is not valid (see :func:`broker.policy.bundle.compile_bundle`), or
             its schema does not know what the broker asks.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, stored: bool = False) -> None:
         self._compiled = compile_bundle(bundle)
-        self._check_schema()
+        self._check_schema(_samples() if stored else [*_samples(), *_newer_samples()])
 
     @property
     def bundle(self) -> Bundle:
@@ -108,10 +113,10 @@ class PolicyEngine:
             effect="deny", policies=policies, bundle=self.bundle.digest, reason=reason, detail=detail
         )
 
-    def _check_schema(self) -> None:
+    def _check_schema(self, samples: list[PolicyRequest]) -> None:
         # A schema that lacks a word which the broker uses would turn every such request into a deny:
         # better found when a bundle is made than when nobody can administer any more.
-        for request in _samples():
+        for request in samples:
             decision = self.decide(request)
             if decision.reason == "unfit":
                 raise InvalidRequest(
@@ -143,28 +148,54 @@ _TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "administer": tuple(AdministrationTarget(area=area) for area in AREAS),
     "revoke-own": (GrantTarget(id="g_sample", owner="user:sample"), TokenTarget(id="t_sample", owner="")),
 }
+_CONTEXT: Final = Context(
+    now=0, purpose="", address="::1", asked_bytes=0, opened_bytes=0, incidents=0, approvals=("user:b",)
+)
 
 
 def _samples() -> list[PolicyRequest]:
-    """One request of every form that the broker can put together."""
-    context = Context(
-        now=0, purpose="", address="::1", asked_bytes=0, opened_bytes=0, incidents=0, approvals=("user:b",)
-    )
-    group = Group(name="sample", parents=())
+    """One request of every form that the broker has put together since its first release."""
     return [
-        PolicyRequest(
-            principal=_sample_principal(id),
-            memberships=(group,),
-            action=action,
-            target=target,
-            audience=(group,) if action in ("describe", "read", "publish", "create-collection") else (),
-            context=context,
-        )
+        _sample(_sample_principal(id), action, target)
         for id in ("user:sample", "workload:sample")
-        for action in ACTIONS
+        for action in _TARGETS
         for target in _TARGETS[action]
     ]
 
 
+def _newer_samples() -> list[PolicyRequest]:
+    """One request of every form that came later: ``mint``, and workloads with tags."""
+    mint = Mint(own_key=True, ttl=1, max_bytes=0, types=("t",), actions=("a",), identifiers=("*",))
+    target = TokenTarget(id="t_sample", owner="user:sample")
+    minting = [
+        _sample(_sample_principal(id), "mint", target, mint) for id in ("user:sample", "workload:sample")
+    ]
+    return [*minting, _sample(_sample_actor(), "read", _VERSION)]
+
+
+def _sample(principal: Principal, action: str, target: Target, mint: Mint | None = None) -> PolicyRequest:
+    group = Group(name="sample", parents=())
+    return PolicyRequest(
+        principal=principal,
+        memberships=(group,),
+        action=action,
+        target=target,
+        audience=(group,) if target_collection(target) is not None else (),
+        context=replace(_CONTEXT, mint=mint),
+    )
+
+
 def _sample_principal(id: str) -> Principal:
     return Principal(id=id, roles=ROLES, groups=("sample",), disabled=False, created=0)
+
+
+def _sample_actor() -> Actor:
+    row = _sample_principal("workload:sample")
+    return Actor(
+        id=row.id,
+        roles=row.roles,
+        groups=row.groups,
+        disabled=False,
+        created=0,
+        attributes={"issuer": "sample"},
+    )

@@ -17,6 +17,7 @@ from broker import canonical, limits
 from broker.canonical import Json
 from broker.model import Collection, Group, Principal
 from broker.policy.request import (
+    Actor,
     AdministrationTarget,
     ArtifactTarget,
     CollectionTarget,
@@ -24,6 +25,7 @@ from broker.policy.request import (
     Entity,
     GrantTarget,
     LedgerTarget,
+    Mint,
     PolicyRequest,
     Target,
     TokenTarget,
@@ -148,11 +150,17 @@ def principal_uid(id: str) -> Uid:
 
 
 def principal_entity(principal: Principal) -> Entity:
-    """A principal, member of its roles and groups; ``enabled`` is the positive fact."""
+    """A principal, member of its roles and groups; ``enabled`` is the positive fact.
+
+    What an issuer said of a workload are its tags. Without any there is no such member: a schema of
+    the first release has no tags there, and goes on deciding about everybody else.
+    """
     kind, id = principal_uid(principal.id)
     parents = [("Broker::Role", role) for role in principal.roles]
     parents += [(_GROUP, group) for group in principal.groups]
-    return _entity(kind, id, {"id": principal.id, "enabled": principal.disabled is False}, parents)
+    made = _entity(kind, id, {"id": principal.id, "enabled": principal.disabled is False}, parents)
+    tags = dict(principal.attributes) if isinstance(principal, Actor) else {}
+    return {**made, "tags": tags} if tags else made
 
 
 def group_entity(group: Group) -> Entity:
@@ -236,13 +244,25 @@ def context_record(context: Context) -> Json:
         }
     except (OverflowError, OSError, TypeError) as exc:
         raise ValueError("the time is out of range") from exc
-    return {
+    record = {
         "purpose": context.purpose,
         "network": _network(context.address),
         "time": time,
         "usage": {"asked": context.asked_bytes, "opened": context.opened_bytes},
         "risk": {"incidents": context.incidents},
         "approvals": list(context.approvals),
+    }
+    return record if context.mint is None else {**record, "mint": _mint(context.mint)}
+
+
+def _mint(mint: Mint) -> Json:
+    return {
+        "own_key": mint.own_key,
+        "ttl": mint.ttl,
+        "max_bytes": mint.max_bytes,
+        "types": list(mint.types),
+        "actions": list(mint.actions),
+        "identifiers": list(mint.identifiers),
     }
 
 

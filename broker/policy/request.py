@@ -7,7 +7,7 @@ what Cedar sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from broker import limits
@@ -22,11 +22,24 @@ ACTIONS: Final = (
     "audit",
     "administer",
     "revoke-own",
+    "mint",
 )
 """Every act that policy decides on."""
 
 AREAS: Final = ("principals", "collections", "issuers", "policies", "revocations", "keys")
 """What ``administer`` may be asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor(Principal):
+    """A workload as it asks now: its row, with what its own token added under the issuer's mapping.
+
+    ``roles`` and ``groups`` are those of the row and of the mapping together; ``attributes`` become
+    the entity's tags. Never stored: two jobs of one principal may differ.
+    """
+
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
 
 Effect = Literal["allow", "deny", "needs-approval"]
 Reason = Literal["permitted", "forbidden", "not-permitted", "incomplete", "unfit", "error"]
@@ -99,6 +112,23 @@ Target: TypeAlias = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mint:
+    """The token that somebody wants to derive from the one that they hold.
+
+    ``own_key``: it is bound to the key that asks, not to another. ``ttl`` is in seconds;
+    ``max_bytes`` the most that it may open, 0 when nothing bounds it. ``types``, ``actions`` and
+    ``identifiers`` are all that its ``authorization_details`` name.
+    """
+
+    own_key: bool
+    ttl: int
+    max_bytes: int
+    types: tuple[str, ...]
+    actions: tuple[str, ...]
+    identifiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """The circumstances of a request. Every member must be said: policy never meets a missing one.
 
@@ -106,7 +136,7 @@ class Context:
     caller's IPv4 or IPv6 address, None when it is not known; ``asked_bytes`` is the plaintext size of
     what this request asks for; ``opened_bytes`` what keys given to this principal have opened so far;
     ``incidents`` counts open incidents about the principal; ``approvals`` are the ids of the principals
-    who approved this very request.
+    who approved this very request. ``mint`` belongs to the action of that name, and to no other.
     """
 
     now: int
@@ -116,6 +146,7 @@ class Context:
     opened_bytes: int
     incidents: int
     approvals: tuple[str, ...]
+    mint: Mint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

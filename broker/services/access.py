@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from broker.canonical import Json, format_time, sha256_digest
+from broker.canonical import Json, drop_absent, format_time, sha256_digest
 from broker.drafts import Draft, RequestKey
 from broker.envelope import seal
 from broker.errors import BrokerError, Conflict, GrantRevoked, OverBudget
 from broker.identity import scope
-from broker.ledger.selection import selection_record
+from broker.ledger.selection import count_segments, selection_record
 from broker.model import ACTIVE, Grant, Lease
 from broker.ports import View
 from broker.services import authn, denials, releasing, selection
@@ -147,7 +146,9 @@ def _release_draft(
         files=files,
         lease=made.lease.number,
         extents=made.window.runs,
+        spans=made.window.spans,
     )
+    spans = made.window.spans
     extents = selection.count_extents(made.manifest, files) if first else made.window.extents
     entry = new_entry(
         house,
@@ -160,8 +161,16 @@ def _release_draft(
         artifact=made.grant.artifact,
         version=made.grant.version,
         manifest=made.grant.manifest,
-        selection={"digest": sha256_digest(record), "files": len(files), "extents": extents},
+        selection=drop_absent(
+            {
+                "digest": sha256_digest(record),
+                "files": len(files),
+                "extents": extents,
+                "segments": None if spans is None else count_segments(spans),
+            }
+        ),
         bytes=made.grant.bytes if first else made.window.bytes,
+        served=None if spans is None else selection.served_bytes(made.manifest, spans),
         purpose=made.grant.purpose or None,
         recipient=made.lease.recipient,
         decision=made.answer.decision.as_json(),
@@ -245,6 +254,11 @@ def _first_outcome(house: House, made: Plan, recorded: Recorded) -> Plan:
             raise Conflict("another version is the newest one by now", next="use a new request_id")
         if row.expires <= view.now or row.recipient != made.lease.recipient:
             raise Conflict("the lease of this request has run out", next="ask for a new lease")
-    runs = tuple((run[0], run[1], run[2]) for run in json.loads(row.extents))
-    window = selection.Window(runs=runs, extents=sum(r[2] - r[1] + 1 for r in runs), bytes=made.window.bytes)
+    runs, spans = releasing.lease_items(row)
+    window = selection.Window(
+        runs=runs,
+        extents=sum(last - first + 1 for _, first, last in runs),
+        bytes=made.window.bytes,
+        spans=spans,
+    )
     return replace(made, grant=grant, lease=row, window=window)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker import limits
 from broker.canonical import Json, b64url, sha256_digest
 from broker.drafts import Draft, ProofUse
-from broker.errors import InvalidProof, InvalidToken, NotAuthenticated
+from broker.envelope.manifest import SIGNATURE_TYPE
+from broker.errors import (
+    InvalidGrant,
+    InvalidProof,
+    InvalidSubjectToken,
+    InvalidToken,
+    NotAuthenticated,
+    ScopeExceeded,
+)
 from broker.identity import nonce, proof, token
-from broker.model import ACTIVE, Key, Principal, Token
+from broker.model import ACTIVE, NOT_STORED, Key, Principal, Token
 from broker.ports import View
+from broker.services import federation, holders
 from broker.services.house import House
 
 
@@ -36,7 +45,12 @@ class SignedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who signed a request: a live principal, one of its live keys, and the token's limits."""
+    """Who signed a request: a live principal, one of its live keys, and the token's limits.
+
+    ``principal`` is as policy is to see it: with what a workload's own token adds to its row. ``key``
+    is a row, or, for a delegated key, a value that no row stands behind: see
+    :func:`broker.services.holders.find_holder`.
+    """
 
     principal: Principal
     key: Key
@@ -47,6 +61,8 @@ class Caller:
     now: int
     epoch: int
     """``state_epoch`` of the snapshot that the caller was authenticated in."""
+    identity: federation.Identity | None = None
+    """What a workload's own token said, when the access token began with one."""
 
     @property
     def proof_use(self) -> ProofUse:
@@ -56,12 +72,11 @@ class Caller:
     def evidence(self, inputs: Json | None = None) -> Json:
         """The signed request, and what the decision was made from; never the token itself (I11)."""
         found = request_evidence(self.request)
-        text = self.request.access_token or ""
         found["token"] = {
             "jti": self.token.id,
             "sub": self.token.principal,
             "exp": self.token.expires // 1000,
-            "sha256": hashlib.sha256(text.encode("ascii", "replace")).hexdigest(),
+            "sha256": credential_digest(self.request.access_token or ""),
         }
         if inputs is not None:
             found["inputs"] = inputs
@@ -88,6 +103,16 @@ def request_evidence(request: SignedRequest) -> Json:
     if len(request.body) > limits.MAX_EVIDENCE_BODY:
         return {**found, "body_digest": sha256_digest(request.body)}
     return {**found, "body": b64url(request.body)}
+
+
+def form_evidence(request: SignedRequest, **credentials: Json) -> Json:
+    """Evidence of a token request: what stands in ``credentials`` for the body, which holds them (I11)."""
+    return {**request_evidence(replace(request, body=b"")), **credentials}
+
+
+def credential_digest(text: str) -> str:
+    """SHA-256 of a token or assertion in hex, which stands for it in evidence."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def use_of(verified: proof.VerifiedProof, now: int) -> ProofUse:
@@ -144,69 +169,87 @@ def authenticate(house: House, view: View, request: SignedRequest) -> Caller:
             why="header Authorization: DPoP <token>",
             next="broker login",
         )
-    now = view.now
-    claims = token.verify_access_token(
-        request.access_token,
-        keys=house.token_keys.accepted,
-        issuer=house.issuer,
-        audience=house.issuer,
-        now=now,
-    )
-    row = find_live_token(view, claims.jti, now)
-    if row.principal != claims.sub or row.jkt != claims.jkt:
-        raise InvalidToken("the access token and its record differ")
-    verified = verify_request(house, request, now=now)
-    if verified.jkt != row.jkt:
+    holder = _find_bearer(house, view, request.access_token)
+    verified = verify_request(house, request, now=view.now)
+    if verified.jkt != holder.token.jkt:
         raise InvalidProof("the proof was made by another key than the token's")
-    key, principal = find_live_key(view, row.jkt, proof.TYP)
-    if principal.id != row.principal:
-        raise InvalidToken("the key of the access token belongs to another principal")
-    levels = json.loads(row.limits)
+    return _caller(view, holder, verified, request)
+
+
+def authenticate_subject(house: House, view: View, request: SignedRequest, text: str) -> Caller:
+    """The holder of one of our tokens that is to be exchanged, under a proof by the token's own key.
+
+    The caller's evidence names the token by digest and holds no body, since the form has the token in
+    it (I11).
+
+    Raises:
+        InvalidProof and its kin: The proof does not hold.
+        InvalidSubjectToken: The token, or something that it rests on, does not.
+        InvalidGrant: The proof is by another key: a stolen token is exchanged by nobody (I07).
+    """
+    verified = verify_request(house, request, now=view.now, digests=False)
+    try:
+        holder = _find_bearer(house, view, text)
+    except NotAuthenticated as exc:
+        why = f"{exc.what}: {exc.why}" if exc.why else exc.what
+        raise InvalidSubjectToken("the subject token does not hold", why=why, next=exc.next) from exc
+    if verified.jkt != holder.token.jkt:
+        raise InvalidGrant("a key-bound token is exchanged only under a proof by its own key")
+    return _caller(view, holder, verified, replace(request, body=b"", access_token=text))
+
+
+def _find_bearer(house: House, view: View, text: str) -> holders.Holder:
+    claims = token.verify_access_token(
+        text, keys=house.token_keys.accepted, issuer=house.issuer, audience=house.issuer, now=view.now
+    )
+    holder = holders.find_holder(view, claims.jti, view.now)
+    if holder.token.principal != claims.sub or holder.token.jkt != claims.jkt:
+        raise InvalidToken("the access token and its record differ")
+    return holder
+
+
+def _caller(
+    view: View, holder: holders.Holder, verified: proof.VerifiedProof, request: SignedRequest
+) -> Caller:
+    row = holder.token
     return Caller(
-        principal=principal,
-        key=key,
+        principal=federation.as_actor(holder.principal, holder.identity),
+        key=holder.key or _delegated_key(row, verified),
         token=row,
-        levels=levels,
+        levels=json.loads(row.limits),
         proof=verified,
         request=request,
-        now=now,
+        now=view.now,
         epoch=view.epoch,
+        identity=holder.identity,
     )
 
 
-def find_live_token(view: View, id: str, now: int) -> Token:
-    """The row of a token that is live, as are all its ancestors.
+def _delegated_key(row: Token, verified: proof.VerifiedProof) -> Key:
+    """A key that nobody enrolled: it signs requests under this token, and nothing else (I14)."""
+    return Key(
+        jkt=row.jkt,
+        principal=row.principal,
+        jwk=json.dumps(verified.jwk, sort_keys=True),
+        uses=(proof.TYP,),
+        status=ACTIVE,
+        created=row.issued,
+        entry=NOT_STORED,
+    )
+
+
+def check_may_publish(caller: Caller) -> None:
+    """The caller's key is enrolled to sign manifests.
 
     Raises:
-        InvalidToken: A row is missing, revoked or expired.
+        ScopeExceeded: It is not: it was named at minting, or bound for a workload that only reads.
     """
-    row = view.find(Token, id)
-    if row is None or row.status != ACTIVE or row.expires <= now:
-        raise InvalidToken("the access token is expired, revoked or unknown", next="ask for a new one")
-    for ancestor in row.chain:
-        parent = view.find(Token, ancestor)
-        if parent is None or parent.status != ACTIVE or parent.expires <= now:
-            raise InvalidToken("a token that this access token was derived from is no longer live")
-    return row
-
-
-def find_live_key(view: View, jkt: str, use: str) -> tuple[Key, Principal]:
-    """The row of an active key that may sign ``use``, and its principal.
-
-    Raises:
-        InvalidToken: There is no such key, it is revoked, may not sign this, or has no principal.
-    """
-    key = view.find(Key, jkt)
-    if key is None or key.status != ACTIVE:
-        raise InvalidToken("the key is not enrolled, or was revoked", next="broker login with a new code")
-    if use not in key.uses:
-        raise InvalidToken(f"the key may not sign {use}")
-    principal = view.find(Principal, key.principal)
-    if principal is None:
-        raise InvalidToken("the principal of this key does not exist")
-    # A disabled principal is let through on purpose: policy forbids it everything, and its attempts
-    # are then on record. It gets no new token.
-    return key, principal
+    if SIGNATURE_TYPE not in caller.key.uses:
+        raise ScopeExceeded(
+            "this key may not publish",
+            why="a publisher's key is enrolled, or bound to a workload with the role publisher",
+            next="publish with a key of your own",
+        )
 
 
 def use_proof(house: House, caller: Caller) -> None:

@@ -59,6 +59,7 @@ def whoami(house: House, request: authn.SignedRequest) -> Json:
             "expires_at": format_time(caller.token.expires),
             "authorization_details": caller.levels,
             "chain": list(caller.token.chain),
+            "identity": caller.identity.as_json() if caller.identity else None,
         },
     }
 

@@ -54,7 +54,7 @@ def active_engine(house: House, view: View) -> PolicyEngine:
         bundle = parse_bundle(row.body)
         if bundle.digest != active.digest:
             raise IntegrityFailure("the active policy bundle is not what its digest names")
-        engine = house.engines.setdefault(active.digest, PolicyEngine(bundle))
+        engine = house.engines.setdefault(active.digest, PolicyEngine(bundle, stored=True))
     return engine
 
 
@@ -68,6 +68,7 @@ def decide(
     purpose: str = "",
     network: str = "",
     asked_bytes: int = 0,
+    mint: ask.Mint | None = None,
 ) -> Answer:
     """Policy's answer to one question. Never raises for a deny; raises only when it cannot decide.
 
@@ -87,6 +88,7 @@ def decide(
             opened_bytes=view.meter(principal.id),
             incidents=0,
             approvals=(),
+            mint=mint,
         ),
         find_group=lambda name: view.find(Group, name),
     )

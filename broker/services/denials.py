@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from broker import limits
-from broker.canonical import format_time
-from broker.drafts import Draft, NewEntry
+from broker.canonical import Json, format_time
+from broker.drafts import Draft, NewEntry, ProofUse
 from broker.errors import ApprovalNeeded, BrokerError, Denied, LedgerUnavailable, RateLimited
 from broker.ledger.entry import cut_name
+from broker.model import Principal
 from broker.ports import StaleDecision, View
 from broker.services import authn
 from broker.services.deciding import Answer
@@ -26,9 +27,31 @@ REFUSALS: Final = (Denied, ApprovalNeeded)
 """What an authenticated caller may be told only after it is on record."""
 
 
+class Asker(Protocol):
+    """Somebody who is known, as far as a record of their refusal needs it."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who it is."""
+
+    @property
+    def now(self) -> int:
+        """When they asked, milliseconds since 1970."""
+
+    @property
+    def proof_use(self) -> ProofUse:
+        """The row that makes a second use of their proof a replay."""
+
+    def evidence(self, inputs: Json | None = None) -> Json:
+        """The signed request, and what the decision was made from."""
+
+    def members(self) -> dict[str, Any]:
+        """The members of an entry that say who asked."""
+
+
 def denial_draft(
     house: House,
-    caller: authn.Caller,
+    caller: Asker,
     *,
     error: BrokerError,
     action: str,

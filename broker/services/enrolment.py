@@ -10,6 +10,7 @@ from typing import Any
 from broker import jose, limits, names
 from broker.canonical import Json, canonical_bytes
 from broker.drafts import Absent, Draft, RequestKey
+from broker.envelope.manifest import SIGNATURE_TYPE
 from broker.errors import Conflict, EnrolmentRefused, InvalidRequest
 from broker.identity import enrolment as codes
 from broker.identity import proof, token
@@ -19,8 +20,7 @@ from broker.services import authn
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
-MANIFEST_TYP = "broker-manifest+jws"
-KEY_USES = (proof.TYP, token.ASSERTION_TYP, MANIFEST_TYP)
+KEY_USES = (proof.TYP, token.ASSERTION_TYP, SIGNATURE_TYPE)
 """What an enrolled key may sign (I14)."""
 
 

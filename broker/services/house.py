@@ -11,7 +11,16 @@ from broker.canonical import b64url
 from broker.ledger import note
 from broker.policy.bundle import Bundle
 from broker.policy.engine import PolicyEngine
-from broker.ports import Clock, Entropy, KeyCustody, Ledger, ObjectStore, Presigner, TreeHeadStore
+from broker.ports import (
+    Clock,
+    Entropy,
+    IssuerKeys,
+    KeyCustody,
+    Ledger,
+    ObjectStore,
+    Presigner,
+    TreeHeadStore,
+)
 from broker.services.denial_meter import DenialMeter
 
 
@@ -51,6 +60,7 @@ class House:
     store: ObjectStore
     presigner: Presigner
     custody: KeyCustody
+    issuer_keys: IssuerKeys
     log: LogIdentity
     token_keys: TokenKeys
     nonce_key: bytes = field(repr=False)

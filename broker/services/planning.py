@@ -31,6 +31,7 @@ class GrantRequest:
     purpose: str
     recipient: bytes
     extents: tuple[tuple[int, ...], ...] | None
+    spans: tuple[tuple[int, ...], ...] | None = None
     ranges: bool = False
     have: str | None = None
 
@@ -52,7 +53,8 @@ class LeaseRequest:
     request_id: str
     grant: str
     recipient: bytes
-    extents: tuple[tuple[int, ...], ...]
+    extents: tuple[tuple[int, ...], ...] | None
+    spans: tuple[tuple[int, ...], ...] | None = None
     ranges: bool = False
     have: str | None = None
 
@@ -107,8 +109,7 @@ def plan_grant(house: House, view: View, caller: authn.Caller, wanted: GrantRequ
     version = found.version
     manifest = selection.load_manifest(view, version.manifest)
     files = selection.select_files(manifest, wanted.include, wanted.exclude)
-    whole = selection.whole_runs(manifest, files)
-    runs = whole if wanted.extents is None else selection.check_runs(manifest, files, wanted.extents)
+    window = _window(house, manifest, files, wanted)
     total = sum(manifest.files[index].size for index in files)
     what = Asked(version=version, manifest=manifest, files=files, purpose=wanted.purpose, bytes=total)
     answer = _check_allowed(house, view, caller, found.collection, what)
@@ -132,7 +133,6 @@ def plan_grant(house: House, view: View, caller: authn.Caller, wanted: GrantRequ
         expires=expires,
         status=ACTIVE,
     )
-    window = selection.first_window(manifest, runs, room=house.lease_window)
     return Plan(
         grant=grant,
         version=version,
@@ -169,10 +169,9 @@ def plan_lease(house: House, view: View, caller: authn.Caller, wanted: LeaseRequ
         )
     manifest = selection.load_manifest(view, grant.manifest)
     files = grant_files(grant, manifest)
-    runs = selection.check_runs(manifest, files, wanted.extents)
-    if not runs:
+    if not wanted.extents and not wanted.spans:
         raise InvalidRequest("a lease is asked for without extents")
-    window = selection.first_window(manifest, runs, room=house.lease_window)
+    window = _window(house, manifest, files, wanted)
     what = Asked(
         version=version,
         manifest=manifest,
@@ -190,6 +189,22 @@ def plan_lease(house: House, view: View, caller: authn.Caller, wanted: LeaseRequ
         lease=_new_lease(grant, _next_number(view, grant), wanted.recipient, window, caller),
         answer=answer,
     )
+
+
+def _window(
+    house: House, manifest: Manifest, files: Sequence[int], wanted: GrantRequest | LeaseRequest
+) -> selection.Window:
+    """What one lease opens of what is asked for: spans, runs of extents, or everything selected."""
+    if wanted.spans is not None and wanted.extents is not None:
+        raise InvalidRequest("extents and spans say two different things")
+    if wanted.spans is not None:
+        spans = selection.check_spans(manifest, files, wanted.spans)
+        return selection.span_window(manifest, spans, room=house.lease_window)
+    if wanted.extents is not None:
+        runs = selection.check_runs(manifest, files, wanted.extents)
+    else:
+        runs = selection.whole_runs(manifest, files)
+    return selection.first_window(manifest, runs, room=house.lease_window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +264,7 @@ def _new_lease(
         grant=grant.id,
         number=number,
         recipient=seal.recipient_digest(recipient),
-        extents=canonical_bytes([list(run) for run in window.runs]).decode(),
+        extents=canonical_bytes([list(item) for item in window.items]).decode(),
         expires=expires,
     )
 

@@ -108,8 +108,9 @@ def check_publish(house: House, view: View, caller: authn.Caller, wanted: Upload
     """Scope and policy let the caller publish this; a collection that does not exist is made by it.
 
     Raises:
-        ScopeExceeded, Denied, ApprovalNeeded: They do not.
+        ScopeExceeded, Denied, ApprovalNeeded: They do not, or the caller's key is not a publisher's.
     """
+    authn.check_may_publish(caller)
     _permit(caller, wanted)
     stored = view.find(Collection, wanted.collection)
     home = stored or policy.new_collection(wanted.collection)

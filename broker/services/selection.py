@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from broker import limits, names
 from broker.drafts import Charge
 from broker.envelope import extents
 from broker.envelope.manifest import Manifest, manifest_digest, parse_manifest
 from broker.errors import IntegrityFailure, InvalidRequest, ScopeExceeded
-from broker.ledger.selection import ExtentRun
+from broker.ledger.selection import ExtentRun, ExtentSpan, span_runs
 from broker.model import ManifestRow
 from broker.ports import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What one lease opens: runs of extents, their number and their plaintext bytes."""
+    """What one lease opens: runs of extents, their number and their plaintext bytes.
+
+    Attributes:
+        spans: The segments that its URLs reach; None for whole extents.
+    """
 
     runs: tuple[ExtentRun, ...]
     extents: int
     bytes: int
+    spans: tuple[ExtentSpan, ...] | None = None
+
+    @property
+    def items(self) -> tuple[tuple[int, ...], ...]:
+        """What was served, as it was asked for: spans, else runs."""
+        return self.runs if self.spans is None else self.spans
 
 
 _PARSED: dict[str, Manifest] = {}
@@ -96,6 +106,45 @@ def check_runs(manifest: Manifest, files: Sequence[int], runs: Sequence[Sequence
     return checked
 
 
+def check_spans(manifest: Manifest, files: Sequence[int], spans: Sequence[Sequence[int]]) -> list[ExtentSpan]:
+    """Spans that a caller asked for: ascending, without overlap, inside the selected files.
+
+    Raises:
+        InvalidRequest: The shape or the order is wrong, or a segment does not exist.
+        ScopeExceeded: A file is not part of the grant's selection; it is never silently left out.
+    """
+    if not 0 < len(spans) <= limits.MAX_LEASE_EXTENTS:
+        raise InvalidRequest(f"a lease is asked for with 1 to {limits.MAX_LEASE_EXTENTS} spans")
+    if any(len(span) != 4 or any(type(n) is not int or n < 0 for n in span) for span in spans):
+        raise InvalidRequest("a span is [file, extent, first segment, last segment]")
+    checked: list[ExtentSpan] = [(span[0], span[1], span[2], span[3]) for span in spans]
+    if any(after[:3] <= (*before[:2], before[3]) for before, after in pairwise(checked)):
+        raise InvalidRequest("spans are not ascending, or overlap")
+    check_runs(manifest, files, span_runs(checked))
+    for file, extent, first, last in checked:
+        if not first <= last < extents.segment_count(_plain(manifest, file, extent)):
+            raise InvalidRequest("a span lies outside its extent")
+    return checked
+
+
+def served_bytes(manifest: Manifest, spans: Iterable[ExtentSpan]) -> int:
+    """Plaintext bytes that the URLs of these spans reach."""
+    return sum(
+        extents.segments_plaintext(_plain(manifest, file, extent), first, last)
+        for file, extent, first, last in spans
+    )
+
+
+def span_window(manifest: Manifest, spans: Sequence[ExtentSpan], *, room: int) -> Window:
+    """The longest prefix of the spans that fits one lease.
+
+    A key opens its whole extent, so it is whole extents that are counted against ``room``.
+    """
+    window = first_window(manifest, span_runs(spans), room=room)
+    file, _, last = window.runs[-1]
+    return replace(window, spans=tuple(span for span in spans if span[:2] <= (file, last)))
+
+
 def first_window(manifest: Manifest, runs: Iterable[ExtentRun], *, room: int) -> Window:
     """The longest prefix of the runs that fits one lease: ``room`` plaintext bytes, and its limits.
 
@@ -166,3 +215,7 @@ def _ordinals(digest: str, manifest: Manifest) -> list[int]:
 
 def _count(manifest: Manifest, file: int) -> int:
     return extents.extent_count(manifest.files[file].size, manifest.extent_size)
+
+
+def _plain(manifest: Manifest, file: int, extent: int) -> int:
+    return extents.extent_plaintext_size(manifest.files[file].size, manifest.extent_size, extent)

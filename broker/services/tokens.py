@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker import limits
 from broker.canonical import Json, canonical_bytes, format_time, sha256_digest
-from broker.drafts import Draft
+from broker.drafts import Draft, NewEntry
 from broker.errors import BrokerError, InvalidGrant, NotAuthenticated, NotFound
-from broker.identity import proof, scope, token
+from broker.identity import scope, token
+from broker.identity.effective import effective
 from broker.model import ACTIVE, REVOKED, Key, Principal, Token
 from broker.ports import View
-from broker.services import authn, denials
+from broker.services import authn, denials, holders
 from broker.services.house import House
 from broker.services.record import decide_and_append, new_entry
 
@@ -25,8 +26,9 @@ JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 class Issued:
     """A token as it goes to its holder; ``expires_in`` is in seconds."""
 
-    access_token: str
+    access_token: str = field(repr=False)
     id: str
+    principal: str
     expires_in: int
     details: list[Any]
 
@@ -39,10 +41,9 @@ def issue(house: House, request: authn.SignedRequest, *, assertion: str, details
         InvalidProof, ReplayedProof: The proof does not hold, or was used before.
         InvalidRequest: The ``authorization_details`` are malformed or empty (they grant nothing).
     """
-    scope.parse_details(details)
-    wanted = details
-    id = token.token_id(house.entropy.random_bytes(16))
-    kept: dict[str, Any] = {}
+    levels = scope.derive_limits((), details)
+    id = draw_id(house)
+    kept: list[Token] = []
 
     def decide(view: View) -> Draft:
         now = view.now
@@ -50,39 +51,65 @@ def issue(house: House, request: authn.SignedRequest, *, assertion: str, details
         key, principal = _claimant(house, view, verified.jkt, assertion, now)
         # I06: a token is never valid longer than what it rests on; keys and principals have no end
         # of their own but revocation, which is checked at every use.
-        # A JWT says its end in whole seconds, and the row, which leases rest on, must not outlive it.
-        expires = (now // 1000 + limits.ACCESS_TOKEN_TTL) * 1000
         row = Token(
             id=id,
             principal=principal.id,
             jkt=key.jkt,
-            limits=canonical_bytes([wanted]).decode(),
+            limits=levels_text(levels),
             chain=(),
             issued=now,
-            expires=expires,
+            expires=end_of(now, limits.ACCESS_TOKEN_TTL),
             status=ACTIVE,
         )
-        kept["row"] = row
-        evidence = authn.request_evidence(request)
-        # The body holds the assertion, a credential: evidence of /oauth/* keeps its digest only (I11).
-        evidence["body"] = ""
-        evidence["assertion"] = {"sha256": hashlib.sha256(assertion.encode("utf-8", "replace")).hexdigest()}
-        entry = new_entry(
-            house,
-            time=now,
-            type="token",
-            evidence=evidence,
-            principal=principal.id,
-            jkt=key.jkt,
-            token=id,
-            scope=sha256_digest(row.limits.encode()),
-            expires_at=format_time(expires),
-        )
+        kept[:] = [row]
+        evidence = authn.form_evidence(request, assertion={"sha256": authn.credential_digest(assertion)})
+        entry = token_entry(house, row, evidence=evidence)
         return Draft(proof=authn.use_of(verified, now), entries=(entry,), rows=(row,))
 
     decide_and_append(house, decide)
-    row: Token = kept["row"]
-    # Only now is there something to hold: the entry is durable and under a signed head (I01).
+    return sign(house, kept[0])
+
+
+def draw_id(house: House) -> str:
+    """A fresh token id."""
+    return token.token_id(house.entropy.random_bytes(16))
+
+
+def levels_text(levels: Sequence[Sequence[Json]]) -> str:
+    """Levels as a token's row keeps them: canonical JSON."""
+    return canonical_bytes([list(level) for level in levels]).decode()
+
+
+def end_of(now: int, seconds: int) -> int:
+    """The end of a token that is issued now, in milliseconds: on a whole second, as its JWT says it.
+
+    The row, which leases rest on, must not outlive the JWT (I06).
+    """
+    return (now // 1000 + seconds) * 1000
+
+
+def token_entry(house: House, row: Token, *, evidence: Json, **members: Any) -> NewEntry:
+    """The entry of a token that is issued: to whom, bound to which key, covering what, until when."""
+    return new_entry(
+        house,
+        time=row.issued,
+        type="token",
+        evidence=evidence,
+        principal=row.principal,
+        jkt=row.jkt,
+        token=row.id,
+        scope=sha256_digest(row.limits.encode()),
+        expires_at=format_time(row.expires),
+        **members,
+    )
+
+
+def sign(house: House, row: Token) -> Issued:
+    """The token of a row that is on record.
+
+    Only now is there something to hold: the entry is durable and under a signed head (I01).
+    """
+    levels = json.loads(row.limits)
     claims = token.AccessClaims(
         iss=house.issuer,
         sub=row.principal,
@@ -92,18 +119,21 @@ def issue(house: House, request: authn.SignedRequest, *, assertion: str, details
         exp=row.expires // 1000,
         jti=row.id,
         jkt=row.jkt,
-        limits=tuple(tuple(level) for level in json.loads(row.limits)),
+        limits=tuple(tuple(level) for level in levels),
         chain=row.chain,
     )
-    signed = token.sign_access_token(claims, key=house.token_keys.current, kid=house.token_keys.kid)
     return Issued(
-        access_token=signed, id=row.id, expires_in=row.expires // 1000 - row.issued // 1000, details=wanted
+        access_token=token.sign_access_token(claims, key=house.token_keys.current, kid=house.token_keys.kid),
+        id=row.id,
+        principal=row.principal,
+        expires_in=row.expires // 1000 - row.issued // 1000,
+        details=levels[-1],
     )
 
 
 def _claimant(house: House, view: View, jkt: str, assertion: str, now: int) -> tuple[Key, Principal]:
     try:
-        key, principal = authn.find_live_key(view, jkt, token.ASSERTION_TYP)
+        key, principal = holders.find_live_key(view, jkt, token.ASSERTION_TYP)
         token.verify_assertion(
             assertion, jwk=json.loads(key.jwk), principal=principal.id, issuer=house.issuer, now=now
         )
@@ -142,11 +172,13 @@ def _introspect(house: House, view: View, caller: authn.Caller, text: str) -> Js
         claims = token.verify_access_token(
             text, keys=house.token_keys.accepted, issuer=house.issuer, audience=house.issuer, now=view.now
         )
-        row = authn.find_live_token(view, claims.jti, view.now)
-        find_own(view, caller, row.id)
-        authn.find_live_key(view, row.jkt, proof.TYP)
+        find_own(view, caller, claims.jti)
+        holder = holders.find_holder(view, claims.jti, view.now)
     except BrokerError:
         return {"active": False}
+    row, levels, ids = holder.token, json.loads(holder.token.limits), (*holder.token.chain, holder.token.id)
+    found, whole = effective(levels, ids)
+    opened = {id: view.meter(id) for id in ids}
     return {
         "active": True,
         "token_type": "DPoP",
@@ -158,8 +190,11 @@ def _introspect(house: House, view: View, caller: authn.Caller, text: str) -> Js
         "exp": claims.exp,
         "jti": claims.jti,
         "cnf": {"jkt": row.jkt},
-        "limits": json.loads(row.limits),
+        "limits": levels,
         "chain": list(row.chain),
+        "effective": [each.as_json(opened) for each in found],
+        "effective_complete": whole,
+        "identity": holder.identity.as_json() if holder.identity else None,
     }
 
 

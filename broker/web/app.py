@@ -28,6 +28,7 @@ from broker.errors import (
     IntegrityFailure,
     InvalidRequest,
     MalformedRequest,
+    NotAuthenticated,
     NotFound,
     ReplayedProof,
     TooLarge,
@@ -236,7 +237,8 @@ class _Door:
             )
         route = self._routes.get(flask_request.endpoint or "")
         metrics.count_refusal(route=_name(route), code=error.code)
-        if g.anonymous or HTTP_STATUS[error.code] == 401:
+        # At the token endpoint it is a 400 (RFC 6749, 8693): who presents such a token is nobody either.
+        if g.anonymous or isinstance(error, NotAuthenticated):
             self.upkeep.junk.count(error.code)
         if route is not None and route.form:
             refusal = problems.oauth_problem_of(

@@ -41,10 +41,16 @@ Have = Annotated[
 ]
 Binary = Annotated[str, Field(pattern=_B64URL, description="base64url without padding")]
 Name = Annotated[str, Field(min_length=1, max_length=limits.MAX_PATH)]
+Claim = Annotated[str, Field(min_length=1, max_length=limits.MAX_CLAIM)]
 Names = Annotated[list[Name], Field(max_length=limits.MAX_GROUPS)]
 Globs = Annotated[list[Annotated[str, Field(max_length=limits.MAX_GLOB)]], Field(max_length=limits.MAX_GLOBS)]
 Run = Annotated[list[Count], Field(min_length=3, max_length=3, description="[file, first, last]")]
 Runs = Annotated[list[Run], Field(max_length=limits.MAX_FILES)]
+Span = Annotated[
+    list[Count],
+    Field(min_length=4, max_length=4, description="[file, extent, first segment, last segment]"),
+]
+Spans = Annotated[list[Span], Field(min_length=1, max_length=limits.MAX_LEASE_EXTENTS)]
 Role = Literal["engineer", "auditor", "admin", "publisher", "workload"]
 Kind = Literal["checkpoint", "dataset"]
 
@@ -97,15 +103,31 @@ class GrantBody(Recorded):
     purpose: Annotated[str, Field(max_length=limits.MAX_PURPOSE)] = ""
     recipient: RecipientBody
     extents: Runs | None = None
+    spans: Spans | None = None
     ranges: bool = False
+
+    @model_validator(mode="after")
+    def check_one(self) -> GrantBody:
+        """Extents and spans are not both given. Raises ValueError, as pydantic wants it, when they are."""
+        if self.extents is not None and self.spans is not None:
+            raise ValueError("extents or spans, not both")
+        return self
 
 
 class LeaseBody(Recorded):
     """The next slice of a grant."""
 
     recipient: RecipientBody
-    extents: Runs
+    extents: Runs | None = None
+    spans: Spans | None = None
     ranges: bool = False
+
+    @model_validator(mode="after")
+    def check_one(self) -> LeaseBody:
+        """Exactly one of extents and spans is given. Raises ValueError, as pydantic wants it, when not."""
+        if (self.extents is None) == (self.spans is None):
+            raise ValueError("exactly one of extents, spans")
+        return self
 
 
 class ReceivedBody(Shape):
@@ -201,6 +223,18 @@ class PolicyBody(Recorded):
     """A whole policy bundle: file name to text."""
 
     files: Annotated[dict[str, str], Field(min_length=1, max_length=limits.MAX_POLICY_FILES)]
+
+
+class IssuerBody(Recorded):
+    """An issuer of workload identities. Its keys: ``jwks``, or at ``jwks_uri``, or by OIDC discovery."""
+
+    url: Claim
+    kind: Literal["oidc", "kubernetes", "github", "spiffe"]
+    audience: Claim | None = None
+    jwks_uri: Annotated[str, Field(max_length=limits.MAX_CLAIM)] = ""
+    jwks: dict[str, Any] | None = None
+    ca: Annotated[str, Field(max_length=limits.MAX_CA)] = ""
+    mapping: Annotated[dict[str, Any], Field(description="broker/issuer-map/v1")]
 
 
 class RevocationBody(Recorded):

@@ -3,8 +3,8 @@
 The tables of :mod:`broker.errors` give the status; this module adds the headers that HTTP and OAuth
 want with it. What is not one of our errors becomes a 500 with an id and nothing else.
 
-**Source**: RFC 9457; RFC 6749 section 5.2, RFC 6750 section 3, RFC 9396 section 5, RFC 9449 sections
-5, 7.1 and 8, RFC 9728 section 5.1.
+**Source**: RFC 9457; RFC 6749 section 5.2, RFC 6750 section 3, RFC 8693 section 2.2.2, RFC 9396
+section 5, RFC 9449 sections 5, 7.1 and 8, RFC 9728 section 5.1.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ ALGORITHMS: Final = ("EdDSA", "Ed25519", "ES256")
 
 UNSUPPORTED_GRANT: Final = "unsupported_grant_type"
 """``what`` of the refusal of a grant type: the error code of the OAuth answer (RFC 6749 section 5.2)."""
+INVALID_TARGET: Final = "invalid_target"
+"""``what`` of the refusal of a ``resource`` or ``audience``: the OAuth error (RFC 8693 section 2.2.2)."""
 
-_OWN_CODES: Final = (INVALID_DETAILS, UNSUPPORTED_GRANT)
+_OWN_CODES: Final = (INVALID_DETAILS, UNSUPPORTED_GRANT, INVALID_TARGET)
 _TITLES: Final[dict[int, str]] = {
     400: "The request cannot be parsed",
     401: "Who is asking is not established",
@@ -74,6 +76,7 @@ _FROM_HTTP: Final[dict[int, type[BrokerError]]] = {
 _NOT_IN_DESCRIPTION: Final = re.compile(r'[^\x20-\x7e]|["\\]')
 _OAUTH_CODES: Final[dict[str, str]] = {
     "invalid_grant": "invalid_grant",
+    "invalid_subject_token": "invalid_request",
     "unauthenticated": "invalid_client",
     "invalid_token": "invalid_token",
     "use_dpop_nonce": "use_dpop_nonce",

@@ -12,6 +12,7 @@ from broker.canonical import Json
 from broker.errors import Unavailable
 from broker.identity import scope
 from broker.services import auditing
+from broker.services.exchange import GRANT_TYPE as TOKEN_EXCHANGE
 from broker.services.house import House
 from broker.services.tokens import JWT_BEARER
 from broker.web import metrics
@@ -59,7 +60,7 @@ def authorization_server(call: PublicCall) -> Json:
         "revocation_endpoint": f"{base}/oauth/revoke",
         "jwks_uri": f"{base}/oauth/jwks",
         "response_types_supported": [],
-        "grant_types_supported": [JWT_BEARER],
+        "grant_types_supported": [JWT_BEARER, TOKEN_EXCHANGE],
         "token_endpoint_auth_methods_supported": ["none"],
         "dpop_signing_alg_values_supported": list(ALGORITHMS),
         "authorization_details_types_supported": sorted(scope.ACTIONS),

@@ -92,7 +92,8 @@ def ask(call: Call) -> Json:
         exclude=tuple(body.exclude),
         purpose=body.purpose,
         recipient=recipient(body.recipient),
-        extents=None if body.extents is None else tuple(tuple(run) for run in body.extents),
+        extents=_tuples(body.extents),
+        spans=_tuples(body.spans),
         ranges=body.ranges,
         have=body.have,
     )
@@ -106,11 +107,16 @@ def lease(call: Call) -> Json:
         request_id=body.request_id,
         grant=call.values["id"],
         recipient=recipient(body.recipient),
-        extents=tuple(tuple(run) for run in body.extents),
+        extents=_tuples(body.extents),
+        spans=_tuples(body.spans),
         ranges=body.ranges,
         have=body.have,
     )
     return completing.released_json(access.lease(call.house, call.request, wanted))
+
+
+def _tuples(items: list[list[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    return None if items is None else tuple(tuple(item) for item in items)
 
 
 def complete(call: Call) -> Json:

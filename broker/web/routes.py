@@ -11,10 +11,21 @@ from typing import Any, Final, cast
 
 from broker import limits
 from broker.identity.scope import ADMINISTRATION, ARTIFACT, LEDGER
-from broker.web import administrators, auditors, models, oauth, openapi, public, publishers, readers
+from broker.web import (
+    administrators,
+    auditors,
+    federation,
+    models,
+    oauth,
+    openapi,
+    public,
+    publishers,
+    readers,
+)
 from broker.web.calls import Access, Handler, Method, Needs, Own, Proof, Public, PublicHandler, Route
 
 _PUBLIC: Final = Public()
+_TOKEN: Final = Proof(by="an assertion by the same key, or the token to exchange")
 _GRANTS: Final = Own(of="grants")
 _UPLOADS: Final = Own(of="uploads")
 _TOKENS: Final = Own(of="tokens")
@@ -51,7 +62,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET /oauth/jwks", _PUBLIC, public.jwks),
     _route("GET /ledger/checkpoint", _PUBLIC, public.checkpoint),
     # -- tokens
-    _route("POST /oauth/token", Proof(by="an assertion by the same key"), oauth.issue_token, form=True),
+    _route("POST /oauth/token", _TOKEN, oauth.issue_token, form=True),
     _route("POST /oauth/introspect", _TOKENS, oauth.introspect_token, form=True),
     _route("POST /oauth/revoke", _TOKENS, oauth.revoke_token, form=True),
     # -- who am I
@@ -91,6 +102,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route(
         "PUT /v1/collections/<name>", _PRINCIPALS, administrators.set_collection, body=models.CollectionBody
     ),
+    _route("GET /v1/issuers", _PRINCIPALS, federation.list_issuers),
+    _route("PUT /v1/issuers/<name>", _PRINCIPALS, federation.put_issuer, body=models.IssuerBody),
+    _route("DELETE /v1/issuers/<name>", _PRINCIPALS, federation.remove_issuer, body=models.Maybe),
+    _route("GET /v1/issuers/<name>/keys", _PRINCIPALS, federation.show_keys),
     _route("GET /v1/policies", _POLICIES, administrators.show_policies),
     _route("PUT /v1/policies", _POLICIES, administrators.apply_policies, body=models.PolicyBody),
     _route("POST /v1/revocations", _REVOCATIONS, administrators.revoke, body=models.RevocationBody),

@@ -29,7 +29,8 @@ class _Quiet(WSGIRequestHandler):
 
 def run(*words: str, env: Mapping[str, str | None] | None = None, input: str | None = None) -> Result:
     """``broker WORDS`` in this process, with no profile but what ``env`` names."""
-    clean = {"BROKER_PROFILE_DIR": None, "BROKER_OUTPUT": None, "BROKER_URL": None, "BROKER_JOBS": None}
+    names = ("PROFILE_DIR", "OUTPUT", "URL", "JOBS", "TOKEN_FILE", "LOG_VKEY", "PURPOSE")
+    clean: dict[str, str | None] = {f"BROKER_{name}": None for name in names}
     return CliRunner().invoke(cli, list(words), env={**clean, **(env or {})}, input=input)
 
 

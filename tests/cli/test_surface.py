@@ -17,11 +17,12 @@ from tests.cli.served import run
 COMMON = {"--output", "-o", "--json", "--quiet", "-q", "--verbose", "-v", "--profile"}
 CONTRACT = """
 login whoami ls info put get cat verify can serve dev demo completion
-token:inspect token:revoke
+token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
 policy:validate policy:fmt policy:show policy:apply policy:test
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
+admin:issuer:add admin:issuer:ls admin:issuer:show admin:issuer:rm admin:issuer:test
 admin:collection:ls admin:collection:set admin:keys:create admin:revoke admin:doctor admin:migrate
 """
 

@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from broker.canonical import b64url
-from broker.client.grants import GrantClient, Granted, all_runs, open_lease
+from broker.client.grants import GrantClient, Granted, all_runs
+from broker.client.opening import open_lease
 from broker.client.sdk import Client
 from broker.client.versions import TrustedVersion, fetch_version, selected_files
 from broker.envelope import seal

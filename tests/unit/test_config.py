@@ -67,6 +67,24 @@ def test_the_file_and_the_defaults(config: Path) -> None:
     assert settings.keys.file("row_mac") == Path("/etc/broker/keys/row-mac.json")
 
 
+@pytest.mark.parametrize(
+    ("mode", "given", "needed"),
+    [
+        ("production", None, True),
+        ("dev", None, False),
+        ("production", "false", False),
+        ("dev", "true", True),
+    ],
+)
+def test_production_needs_nonces_unless_told_otherwise(
+    config: Path, monkeypatch: pytest.MonkeyPatch, mode: str, given: str | None, needed: bool
+) -> None:
+    monkeypatch.setenv("BROKER_MODE", mode)
+    if given is not None:
+        monkeypatch.setenv("BROKER_NONCES_REQUIRED", given)
+    assert load_settings().needs_nonces is needed
+
+
 def test_the_environment_is_over_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_LOG_ORIGIN", "example.com/other")
     monkeypatch.setenv("BROKER_STORE__BUCKET", "other")

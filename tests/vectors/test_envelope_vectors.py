@@ -243,10 +243,10 @@ def test_public_keys_have_the_layout_of_xwing(case: Any) -> None:
     assert public.hex().endswith(case["public_key_ends"])
 
 
-@pytest.mark.parametrize("kind", ["lease", "upload"])
+@pytest.mark.parametrize("kind", ["lease", "lease_spans", "upload"])
 def test_sealed_answers(kind: str) -> None:
     case = LEASE[kind]
-    build = seal.lease_info if kind == "lease" else seal.upload_info
+    build = seal.upload_info if kind == "upload" else seal.lease_info
     info = build(**{**case["info_parts"], "leaf_hash": bytes.fromhex(case["info_parts"]["leaf_hash"])})
     assert info.hex() == case["info"]
     keys = xwing_keys(LEASE["recipients"][0]["xwing_seed"])
@@ -262,8 +262,9 @@ def test_the_second_implementation_opens_what_is_sealed_now() -> None:
 
 
 def test_the_plaintexts_parse() -> None:
-    opened = lease.parse_lease(LEASE["lease"]["plaintext"].encode())
-    assert lease.lease_bytes(opened).decode() == LEASE["lease"]["plaintext"]
-    assert opened.files[1].segments is not None
+    for kind in ("lease", "lease_spans"):
+        opened = lease.parse_lease(LEASE[kind]["plaintext"].encode())
+        assert lease.lease_bytes(opened).decode() == LEASE[kind]["plaintext"]
+        assert opened.files[-1].segments is not None
     upload = lease.parse_upload_key(LEASE["upload"]["plaintext"].encode())
     assert (upload.version_id, upload.version_key) == (VERSION_ID, VERSION_KEY)

@@ -139,6 +139,43 @@ def test_a_damaged_treehead_is_not_forgotten_silently(tmp_path: Path, log: Log) 
     assert (tmp_path / "treehead").read_text() == "something else\n"
 
 
+def test_in_memory_it_is_as_strict_and_writes_nothing(tmp_path: Path, log: Log) -> None:
+    seen = LogMemory(None, vkey=log.verifier.vkey, find_proof=log.proof)
+    assert seen.have() is None
+    seen.accept(log.receipt(2, 5))
+    seen.accept(log.receipt(6, 8), have=log.head(5), consistency=log.proof(5, 8))
+    assert seen.have() == log.head(8)
+    fork = Log([f"g{i}" for i in range(6)] + ["x", "y", "z", "a", "b", "c"], log.key)
+    with pytest.raises(RollbackDetected) as caught:
+        seen.accept(fork.receipt(2, 10), have=log.head(8), consistency=fork.proof(8, 10))
+    assert log.head(8).strip() in str(caught.value.next), "the evidence is told, as no file has it"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["memory", "folder"])
+def test_a_seed_counts_as_seen_until_something_newer_is(tmp_path: Path, log: Log, kept: bool) -> None:
+    (tmp_path / "..data").write_text(log.head(5))
+    (tmp_path / "seed").symlink_to("..data")
+    (tmp_path / "kept").mkdir()
+
+    def fresh(by: Log = log) -> LogMemory:
+        folder = tmp_path / "kept" if kept else None
+        return LogMemory(folder, vkey=log.verifier.vkey, find_proof=by.proof, seed=tmp_path / "seed")
+
+    assert fresh().have() == log.head(5)
+    fork = Log(["x"] + [f"g{i}" for i in range(1, 12)], log.key)
+    with pytest.raises(RollbackDetected):
+        fresh(fork).accept(fork.receipt(2, 8))
+    seen = fresh()
+    seen.accept(log.receipt(6, 8), have=log.head(5), consistency=log.proof(5, 8))
+    assert seen.have() == log.head(8)
+    assert fresh().have() == log.head(8 if kept else 5)
+    (tmp_path / "..data").write_text("something else\n")
+    if not kept:
+        with pytest.raises(IntegrityFailure, match="not a tree head"):
+            fresh().have()
+
+
 def test_entries_are_compared_exactly() -> None:
     found = {"type": "grant", "lease": 0, "principal": "user:ana"}
     check_entry(found, {"type": "grant", "lease": 0, "purpose": None})

@@ -10,7 +10,7 @@ import pytest
 from broker import limits
 from broker.canonical import canonical_bytes
 from broker.envelope import lease
-from broker.envelope.lease import LeaseExtent, LeaseFile, LeasePiece, OpenLease, UploadKey
+from broker.envelope.lease import LeaseExtent, LeaseFile, LeasePiece, LeasePlace, OpenLease, UploadKey
 from broker.errors import IntegrityFailure, InternalError
 
 URL = "https://store.example/bucket/object?X-Amz-Signature=5ec2e7"
@@ -160,3 +160,80 @@ def test_an_upload_key_of_another_form_is_refused(member: str, value: object) ->
     data = lease.upload_key_bytes(UploadKey(upload="u", version_id=bytes(16), version_key=SECRET))
     with pytest.raises(IntegrityFailure):
         lease.parse_upload_key(canonical_bytes({**json.loads(data), member: value}))
+
+
+# -- spans ----------------------------------------------------------------------------------------------
+
+
+def header(start: int = 0, length: int = 40) -> LeasePlace:
+    return LeasePlace(url=URL, start=start, length=length)
+
+
+SPANS = opened(
+    LeaseFile(
+        file=1,
+        path="w.bin",
+        extents=(
+            extent(0, span=(0, 3)),
+            extent(0, span=(5, 5), start=900, length=16, header=header()),
+            extent(7, span=(1, 2), start=9040, length=99, header=header(9000)),
+        ),
+        segments=LeasePiece(key=SECRET, url=URL, start=0, length=120),
+    )
+)
+
+
+def test_spans_round_trip() -> None:
+    assert lease.parse_lease(lease.lease_bytes(SPANS)) == SPANS
+    first, second, _ = json.loads(lease.lease_bytes(SPANS))["files"][0]["extents"]
+    assert first["span"] == [0, 3]
+    assert "header" not in first
+    assert second["span"] == [5, 5]
+    assert second["header"] == {"url": URL, "range": "bytes=0-39"}
+
+
+@pytest.mark.parametrize(
+    ("at", "changes"),
+    [
+        (0, {"span": [1, 3]}),
+        (0, {"span": [-1, 3]}),
+        (0, {"span": [0]}),
+        (0, {"span": [0, 1, 2]}),
+        (0, {"span": [0, True]}),
+        (0, {"span": "0-3"}),
+        (0, {"span": None}),
+        (0, {"span": [0, 5]}),
+        (0, {"span": [0, 2**32]}),
+        (0, {"header": {"url": URL, "range": "bytes=0-39"}}),
+        (1, {"span": [6, 5]}),
+        (1, {"span": [0, 5]}),
+        (1, {"span": [3, 5]}),
+        (1, {"header": None}),
+        (1, {"header": {"url": URL, "range": "bytes=0-38"}}),
+        (1, {"header": {"url": URL, "range": "bytes=900-939"}}),
+        (1, {"header": {"url": "ftp://store.example/x", "range": "bytes=0-39"}}),
+        (1, {"header": {"url": URL, "range": "bytes=0-39", "key": "A"}}),
+        (1, {"key": "A" * 42 + "E"}),
+        (2, {"index": 0}),
+    ],
+)
+def test_another_form_of_a_span_is_refused(at: int, changes: dict[str, Any]) -> None:
+    parsed = json.loads(lease.lease_bytes(SPANS))
+    parsed["files"][0]["extents"][at].update(changes)
+    refuse(parsed)
+
+
+def test_a_span_without_its_header_is_refused() -> None:
+    parsed = json.loads(lease.lease_bytes(SPANS))
+    del parsed["files"][0]["extents"][1]["header"]
+    refuse(parsed)
+
+
+def test_an_extent_is_whole_or_in_spans_but_not_both() -> None:
+    for pair in ((extent(0), extent(0, span=(0, 1))), (extent(0, span=(0, 1)), extent(0)), (extent(0),) * 2):
+        with pytest.raises(InternalError):
+            lease.lease_bytes(opened(LeaseFile(file=0, path="a", extents=pair)))
+
+
+def test_I11_urls_of_headers_stay_out_of_reprs() -> None:
+    assert "5ec2e7" not in repr(SPANS)

@@ -116,6 +116,16 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "since": _HOUR,
         "until": format_time(NOW),
     },
+    "issuer": {
+        "principal": "user:admin",
+        "issuer": "ci",
+        "url": "https://ci.example",
+        "issuer_kind": "oidc",
+        "audience": "https://broker.example",
+        "mapping": digest("mapping"),
+        "trust": digest("trust"),
+        "disabled": False,
+    },
 }
 
 

@@ -29,7 +29,9 @@ def test_every_policy_determines_some_case_and_every_action_is_asked(engine: Pol
     assert asked >= set(request.ACTIONS)
 
 
-@pytest.mark.parametrize("gone", ["collections.cedar", "principals.cedar", "roles.cedar", "tiers.cedar"])
+@pytest.mark.parametrize(
+    "gone", ["collections.cedar", "principals.cedar", "roles.cedar", "tiers.cedar", "tokens.cedar"]
+)
 def test_the_table_notices_when_a_policy_is_gone(default_files: dict[str, bytes], gone: str) -> None:
     from broker.policy.bundle import build_bundle
 

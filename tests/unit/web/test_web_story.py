@@ -18,6 +18,7 @@ from tests.unit.web.conftest import Api
 from tests.world import EVERYTHING, MIB, URL, Person, World, policy_files
 
 BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -277,7 +278,7 @@ def test_public_routes(world: World, api: Api) -> None:
     assert api.ok(None, "GET", "/readyz") == {"status": "ready"}
     server = api.ok(None, "GET", "/.well-known/oauth-authorization-server")
     assert server["issuer"] == world.house.issuer
-    assert server["grant_types_supported"] == [BEARER]
+    assert server["grant_types_supported"] == [BEARER, EXCHANGE]
     assert server["broker_log"] == {"origin": world.house.log.origin, "vkey": world.house.log.vkey}
     resource = api.ok(None, "GET", "/.well-known/oauth-protected-resource")
     assert resource["authorization_servers"] == [server["issuer"]]
