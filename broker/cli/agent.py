@@ -84,10 +84,9 @@ def agent(
 
 def _tell(call: Invocation, running: Agent) -> None:
     from broker.cli.output import safe
-    from broker.client.agent.environment import REMOVED
 
     exported = running.environment(os.environ)
-    unset = [name for name in REMOVED if name in os.environ]
+    unset = running.removed(os.environ)
     urls = {name: endpoint.url for name, endpoint in running.endpoints.items()}
     if call.out.format == "text":
         lines = [f"unset {name}" for name in unset]

@@ -44,7 +44,9 @@ def exec_(call: Invocation, *, command: tuple[str, ...], purpose: str | None, jo
     core = lifecycle.forbid_core_dumps()
     # The login is first: a missing profile, or a refused login, is told before the command starts.
     with agent_of(call.client, s3=Address(), hf=Address(), purpose=purpose, jobs=jobs) as running:
-        env = child_environment(os.environ, running.environment(os.environ))
+        env = child_environment(
+            os.environ, removed=running.removed(os.environ), exported=running.environment(os.environ)
+        )
         with lifecycle.held_signals():
             try:
                 status = _run(running, command, env, core)

@@ -3,8 +3,8 @@
 #
 #   torchrun_launch.sh acme/llama-7b@step-1000 8 train.py broker://acme/llama-7b@step-1000
 #
-# On several nodes run it on each, with NNODES, NODE_RANK and RENDEZVOUS (host:port of node 0) set: each node
-# mints for its own ranks, with its own identity, so no key or token leaves it.
+# On several nodes run it on each, with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set: each node mints for
+# its own ranks, with its own identity, so no key or token leaves it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 ref=$1 ranks_here=$2
@@ -12,7 +12,8 @@ shift 2
 nodes=${NNODES:-1} node=${NODE_RANK:-0}
 meeting=(--standalone)
 if ((nodes > 1)); then
-    meeting=(--rdzv-backend=c10d --rdzv-endpoint="$RENDEZVOUS" --node-rank="$node")
+    # Not a dynamic rendezvous: which ranks are here has to be known before they start.
+    meeting=(--node-rank="$node" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
 fi
 
 # The profiles of this node's ranks: in memory, for this user alone, gone with this script.

@@ -16,7 +16,7 @@ from tests.cli.served import run
 
 COMMON = {"--output", "-o", "--json", "--quiet", "-q", "--verbose", "-v", "--profile"}
 CONTRACT = """
-login whoami ls info put get cat verify can serve dev demo completion
+login whoami ls info put get cat verify exec agent can serve dev demo completion
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
 policy:validate policy:fmt policy:show policy:apply policy:test

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from broker import jose, limits
@@ -41,13 +41,14 @@ REACHES = {
 details = st.fixed_dictionaries(
     {
         "type": st.just("artifact_access"),
-        "actions": st.sampled_from([["describe", "read"], ["read"], ["describe"]]),
-        "identifier": st.sampled_from(sorted(REACHES)),
+        # Mostly wide, so that most chains pass something and their ceilings are what stops them.
+        "actions": st.sampled_from([["describe", "read"]] * 5 + [["read"], ["describe"]]),
+        "identifier": st.sampled_from(["*"] * 6 + sorted(REACHES)),
     },
     optional={
-        "paths": st.lists(st.sampled_from(sorted(MATCHES)), min_size=1, max_size=2, unique=True),
+        "paths": st.lists(st.sampled_from(["**", *sorted(MATCHES)]), min_size=1, max_size=3, unique=True),
         "max_bytes": st.sampled_from([3, 8, 15, 26, 1000]),
-        "purpose": st.sampled_from(["evaluation", "training"]),
+        "purpose": st.sampled_from(["evaluation"] * 5 + ["training"]),
     },
 )
 levels = st.lists(details, min_size=1, max_size=2)
@@ -55,7 +56,7 @@ asks = st.tuples(
     st.integers(0, 3),
     st.sampled_from(ARTIFACTS),
     st.lists(st.sampled_from(sorted(SIZES)), min_size=1, max_size=4, unique=True),
-    st.sampled_from(["evaluation", "training"]),
+    st.sampled_from(["evaluation"] * 5 + ["training"]),
 )
 
 
@@ -155,7 +156,18 @@ SLOW = settings(
 )
 
 
+BOUNDED = [
+    [{"type": "artifact_access", "actions": ["read"], "identifier": "*", "max_bytes": n}] for n in (15, 26)
+]
+
+
 @SLOW
+@example(
+    chain=[*BOUNDED, *BOUNDED],
+    workload=True,
+    own_key=[False] * 3,
+    asked=[(3, "acme/llama", ["a", "ab"], "training"), (1, "acme/llama", ["d/a"], "training")],
+)
 @given(
     chain=st.lists(levels, min_size=1, max_size=limits.MAX_LIMITS_LEVELS),
     workload=st.booleans(),

@@ -6,38 +6,44 @@ each would be preferred by some tool to what the agent sets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 S3_ACCESS_KEY: Final = "BROKERAGENT"
 """The access key id of every agent; what has to be known is the secret."""
 S3_REGION: Final = "us-east-1"
-REMOVED: Final = (
-    # Other credentials, and ways to get some.
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_SESSION_TOKEN",
-    "AWS_SECURITY_TOKEN",
-    "AWS_CREDENTIAL_EXPIRATION",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
-    "AWS_USE_FIPS_ENDPOINT",
-    "AWS_USE_DUALSTACK_ENDPOINT",
-    "RUNAI_STREAMER_S3_UNSIGNED",
-    # The Hub: another token, no token, another endpoint.
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_OIDC_RESOURCE",
-    "HF_OIDC_ID_TOKEN",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-    "HUGGINGFACE_CO_STAGING",
-)
-"""Variables of the user that a command does not get."""
+REMOVED: Final[Mapping[str, tuple[str, ...]]] = {
+    # Other credentials and ways to get some, other endpoints.
+    "s3": (
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",
+        "AWS_CREDENTIAL_EXPIRATION",
+        "AWS_ROLE_ARN",
+        "AWS_ROLE_SESSION_NAME",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+        "AWS_USE_FIPS_ENDPOINT",
+        "AWS_USE_DUALSTACK_ENDPOINT",
+        "RUNAI_STREAMER_S3_UNSIGNED",
+    ),
+    # Another token, no token, another endpoint.
+    "hf": (
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_OIDC_RESOURCE",
+        "HF_OIDC_ID_TOKEN",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "HUGGINGFACE_CO_STAGING",
+    ),
+}
+"""Endpoint -> variables of the user that a command beside it does not get."""
+_REMOVED_PREFIX: Final = {"s3": "FSSPEC_S3", "hf": "FSSPEC_HF"}
+"""Options of fsspec's filesystems in variables, whichever: FSSPEC_S3_KEY, FSSPEC_S3_ENDPOINT_URL, ..."""
 
 _NO_PROXY: Final = ("NO_PROXY", "no_proxy")
 
@@ -92,6 +98,17 @@ def no_proxy_environment(environ: Mapping[str, str], hosts: tuple[str, ...]) -> 
     return found
 
 
-def child_environment(environ: Mapping[str, str], exported: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a command: the user's own, without :data:`REMOVED`, with ``exported``."""
-    return {name: value for name, value in environ.items() if name not in REMOVED} | dict(exported)
+def find_removed(environ: Mapping[str, str], endpoints: Iterable[str]) -> list[str]:
+    """The user's variables that would lead tools elsewhere than to these endpoints (``s3``, ``hf``)."""
+    wanted = list(endpoints)
+    names = {name for endpoint in wanted for name in REMOVED[endpoint]}
+    prefixes = tuple(_REMOVED_PREFIX[endpoint] for endpoint in wanted)
+    return [name for name in environ if name in names or name.startswith(prefixes)]
+
+
+def child_environment(
+    environ: Mapping[str, str], *, removed: Iterable[str], exported: Mapping[str, str]
+) -> dict[str, str]:
+    """The whole environment of a command: the user's own, without ``removed``, with ``exported``."""
+    gone = set(removed)
+    return {name: value for name, value in environ.items() if name not in gone} | dict(exported)

@@ -14,6 +14,7 @@ import logging
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -142,12 +143,21 @@ class _Server(socketserver.TCPServer):
             if not full:
                 self._open[request] = thread
         if not full:
-            thread.start()
-            return
+            try:
+                thread.start()
+                return
+            except RuntimeError:
+                # The machine has no thread left, which is for us to bear and not for the caller to see.
+                with self._lock:
+                    del self._open[request]
         with contextlib.suppress(OSError):
             request.settimeout(0)
             request.send(_BUSY)
         self.shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """One connection less; the endpoint goes on."""
+        _LOG.error("a connection could not be taken: %s", type(sys.exception()).__name__)
 
     def _serve(self, request: socket.socket, client_address: Any) -> None:
         try:

@@ -4,7 +4,7 @@ Files are shown as large ones are on the Hub (Git LFS): their SHA-256 is what cl
 by. The ``oid`` of a file is the Git object of the LFS pointer that would stand for it.
 
 **Source**: the parsers of huggingface_hub (``hf_api.py``: ModelInfo, DatasetInfo, RepoFile, RepoFolder,
-GitRefs); Git LFS, ``docs/spec.md`` (the pointer); Git's loose objects (``blob``, the size, a NUL).
+GitRefs); the Git LFS specification (the pointer); Git's loose objects (``blob``, the size, a NUL).
 """
 
 from __future__ import annotations

@@ -15,7 +15,12 @@ from types import TracebackType
 from typing import Final
 
 from broker.canonical import b64url
-from broker.client.agent.environment import hub_environment, no_proxy_environment, s3_environment
+from broker.client.agent.environment import (
+    find_removed,
+    hub_environment,
+    no_proxy_environment,
+    s3_environment,
+)
 from broker.client.agent.http import App, Listener
 from broker.client.agent.hub import HubApp
 from broker.client.agent.s3 import S3App
@@ -117,6 +122,10 @@ class Agent:
         for endpoint in self.endpoints.values():
             found |= endpoint.environment
         return found
+
+    def removed(self, environ: Mapping[str, str]) -> list[str]:
+        """Variables among ``environ`` that would lead tools elsewhere than to this agent."""
+        return find_removed(environ, self.endpoints)
 
     def start(self) -> None:
         """Serve."""

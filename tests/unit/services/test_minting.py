@@ -103,6 +103,8 @@ def test_an_own_key_of_another_machine_may_be_named(world: World, ana: Person) -
     world.revoke("key", laptop.key.jkt)
     with pytest.raises(InvalidToken):
         world.ask(there, "acme/llama@v1")
+    with pytest.raises(Denied):
+        world.mint(ana, key=laptop.key)
 
 
 @pytest.mark.parametrize("details", [EVERYTHING, read_details(actions=("publish",)), EVERYTHING[2:]])

@@ -7,6 +7,7 @@ import pytest
 from broker.client.agent.environment import (
     REMOVED,
     child_environment,
+    find_removed,
     hub_environment,
     no_proxy_environment,
 )
@@ -41,14 +42,25 @@ def test_each_spelling_keeps_what_it_has() -> None:
     assert found == {"NO_PROXY": "a,::1,[::1]", "no_proxy": "b,::1,[::1]"}
 
 
+MINE = {
+    "s3": ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "FSSPEC_S3_KEY", "FSSPEC_S3"),
+    "hf": ("HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "FSSPEC_HF_TOKEN"),
+}
+
+
 def test_a_command_gets_what_is_exported_and_nothing_that_leads_elsewhere() -> None:
-    environ = dict.fromkeys(REMOVED, "mine") | {"PATH": "/bin", "HF_TOKEN": "mine"}
-    assert child_environment(environ, {"HF_TOKEN": "agent's"}) == {"PATH": "/bin", "HF_TOKEN": "agent's"}
+    environ = dict.fromkeys([*MINE["s3"], *MINE["hf"]], "mine") | {"PATH": "/bin", "HF_TOKEN": "mine"}
+    removed = find_removed(environ, ["s3", "hf"])
+    found = child_environment(environ, removed=removed, exported={"HF_TOKEN": "agent's"})
+    assert found == {"PATH": "/bin", "HF_TOKEN": "agent's"}
 
 
-@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_SESSION_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
-def test_the_users_own_credentials_are_among_what_is_removed(name: str) -> None:
-    assert name in REMOVED
+@pytest.mark.parametrize(("endpoint", "other"), [("s3", "hf"), ("hf", "s3")])
+def test_what_leads_to_an_endpoint_that_is_off_stays(endpoint: str, other: str) -> None:
+    environ = dict.fromkeys([*REMOVED[endpoint], *REMOVED[other], *MINE[endpoint], *MINE[other]], "mine")
+    found = find_removed(environ, [endpoint])
+    assert set(found) == {*REMOVED[endpoint], *MINE[endpoint]}
+    assert not find_removed({"PATH": "", "HF_HOME": "", "AWS_CA_BUNDLE": ""}, ["s3", "hf"])
 
 
 @pytest.mark.parametrize(
