@@ -38,9 +38,7 @@ _MEMBERS: Final = (
     "entry",
 )
 _file = click.Path(path_type=Path, dir_okay=False)
-map_option = click.option(
-    "--map", "map_file", type=_file, metavar="FILE", help="The mapping: TOML or JSON."
-)
+map_option = click.option("--map", "map_file", type=_file, metavar="FILE", help="The mapping: TOML or JSON.")
 
 
 @click.group(
