@@ -10,7 +10,7 @@ How long keys count, so that neither a stranger's tokens nor an issuer's outage 
   them, for that reason at most once in ``limits.JWKS_COOLDOWN``. A key that its issuer withdrew is
   therefore gone ten minutes later at the latest.
 * There is one fetch for an issuer at a time. Whoever needs it waits a few seconds, and then makes do with
-  what there is.
+  what there is. At most ``limits.ISSUER_WAITERS`` requests wait at once; the others do not.
 * While the issuer does not answer, what was fetched at most ``limits.JWKS_STALE`` ago is used. After
   that, or for a key that nobody here has seen, the answer is Unavailable.
 
@@ -41,6 +41,7 @@ _CONNECT_SECONDS: Final = 3.0
 _READ_SECONDS: Final = 5.0
 _WAIT_SECONDS: Final = 5.0
 """How long a request waits for a fetch, its own or another's."""
+_NOT_YET: Final = "it has not answered yet"
 _CHUNK: Final = 64 * limits.KIB
 _MILLISECONDS: Final = 1000
 
@@ -51,6 +52,7 @@ class IssuerKeys:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sources: dict[str, _Source] = {}
+        self._seats = threading.BoundedSemaphore(limits.ISSUER_WAITERS)
 
     def keys(self, issuer: Issuer, kid: str | None, *, now: int) -> tuple[ForeignKey, ...]:
         """The issuer's keys; see :class:`broker.ports.IssuerKeys` and the module's text."""
@@ -67,7 +69,7 @@ class IssuerKeys:
         with self._lock:
             source = self._sources.get(issuer.name)
             if source is None or source.where != where:
-                source = self._sources[issuer.name] = _Source(where)
+                source = self._sources[issuer.name] = _Source(where, self._seats)
             return source
 
 
@@ -114,23 +116,33 @@ def _age(since: int | None, now: int) -> float:
 class _Source:
     """The keys at one place, and the one fetch that may be under way."""
 
-    def __init__(self, where: _Where) -> None:
+    def __init__(self, where: _Where, seats: threading.Semaphore) -> None:
         self.where: Final = where
+        self._seats = seats
         self._lock = threading.Lock()
         self._known = _Known()
         self._flight: threading.Event | None = None
 
     def find(self, kid: str | None, now: int) -> tuple[ForeignKey, ...]:
         flight = self._take_off(kid, now)
-        if flight is not None:
-            flight.wait(_WAIT_SECONDS)
+        landed = flight is None or self._wait(flight)
         known = self._known
         if _age(known.fetched, now) >= limits.JWKS_STALE:
-            raise _no_keys(known.failure or "it has not answered yet")
-        if known.failure is not None and not known.names(kid):
+            raise _no_keys(known.failure or _NOT_YET)
+        if not known.names(kid) and (known.failure is not None or not landed):
             # It may be a new key: whose token it is can try again, which a refusal would not tell them.
-            raise _no_keys(known.failure)
+            raise _no_keys(known.failure or _NOT_YET)
         return known.keys
+
+    def _wait(self, flight: threading.Event) -> bool:
+        """Whether the fetch ended while this request had a seat to wait on."""
+        # I17: strangers choose who waits, and each of them holds a thread of the server.
+        if not self._seats.acquire(blocking=False):
+            return flight.is_set()
+        try:
+            return flight.wait(_WAIT_SECONDS)
+        finally:
+            self._seats.release()
 
     def _take_off(self, kid: str | None, now: int) -> threading.Event | None:
         """The fetch that this caller should wait for, begun if need be; None when what is known will do."""

@@ -95,6 +95,8 @@ JWKS_COOLDOWN: Final = 60
 """A kid that nobody knows makes the broker ask its issuer again at most once in this time."""
 JWKS_RETRY: Final = 5
 """An issuer that did not answer is not asked again before this time has passed."""
+ISSUER_WAITERS: Final = 4
+"""Requests of one process that wait for issuers at once: a slow one must not hold every thread."""
 ISSUER_SECONDS: Final = 10
 """All that one document of a foreign issuer may take."""
 MAX_MAPPING: Final = 64 * KIB

@@ -84,7 +84,7 @@ class Token:
 
     ``identity`` is canonical JSON of what a workload's own token said when it was exchanged for this
     one or for an ancestor (``services.federation.Identity``); "" when the token began with an enrolled
-    key.
+    key. ``delegated`` says that ``jkt`` was nobody's key when the token was minted for it.
     """
 
     id: str
@@ -96,6 +96,7 @@ class Token:
     expires: int
     status: str
     identity: str = ""
+    delegated: bool = False
     entry: int = NOT_STORED
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from broker.canonical import Json, drop_absent
 from broker.client.session import Session
 from broker.client.trust import LogMemory, check_entry
-from broker.errors import InvalidRequest
+from broker.errors import IntegrityFailure, InvalidRequest
 from broker.names import Ref, parse_principal, parse_ref
 
 PAGE = 1000
+MOST_PAGES = 1000
+"""A broker that never comes to an end is not believed: whoever lists keeps what it says in memory (I17)."""
 
 
 class Catalogue:
@@ -28,12 +30,13 @@ class Catalogue:
         """The artifacts that the caller may see, by name."""
         path = "/v1/artifacts" if collection is None else f"/v1/artifacts/{collection}"
         after = None
-        while True:
+        for _ in range(MOST_PAGES):
             page = self._session.get(path, {"after": after, "limit": PAGE})
             yield from page["artifacts"]
             after = page.get("next_after")
             if after is None:
                 return
+        raise IntegrityFailure("the broker's list of artifacts does not end")
 
     def artifact(self, ref: Ref) -> Json:
         """One artifact with its versions in the order of their commits."""

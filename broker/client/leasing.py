@@ -216,8 +216,12 @@ class FileLeases:
             for piece in wanted
             if _place(piece) in found
         ]
-        if not leased or leased[0].piece != wanted[0]:
+        if not leased:
             raise IntegrityFailure("a lease opens nothing that was asked for")
+        # Whoever waits takes them one after the other: behind a gap, bytes would be handed out in the place
+        # of others (I09).
+        if any(each.piece != piece for each, piece in zip(leased, wanted, strict=False)):
+            raise IntegrityFailure("a lease leaves out what comes before something that it opens")
         return leased
 
 

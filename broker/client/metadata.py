@@ -8,6 +8,7 @@ from typing import Any, Final
 from broker.canonical import Json
 from broker.client.session import Session
 from broker.client.settings import Profile, check_store_host
+from broker.client.workload import ActionsToken
 from broker.errors import ConfigurationError, IntegrityFailure, Unreachable
 from broker.jose import PrivateKey
 from broker.ledger import note
@@ -61,7 +62,8 @@ def complete_profile(profile: Profile) -> Profile:
     """A profile that names only server and log, with the rest as the server tells it.
 
     Raises:
-        IntegrityFailure: The server keeps another log than the one that is pinned.
+        IntegrityFailure: The server keeps another log than the one that is pinned; or a token would be
+            asked for in its name, and its issuer is not its URL (RFC 8414 section 3.3).
         Unreachable: It does not answer, or is not a broker.
     """
     if profile.issuer:
@@ -76,5 +78,13 @@ def complete_profile(profile: Profile) -> Profile:
             f"the server at {profile.server} keeps another log than the one that is pinned",
             why=f"it names {found.origin}, and BROKER_LOG_VKEY another key",
             next="ask an administrator for the log's key; do not take it from this server",
+        )
+    if isinstance(profile.source, ActionsToken) and found.issuer.rstrip("/") != profile.server:
+        # The issuer becomes the audience of a token that this server then gets, and nothing of what it says
+        # is signed: by its own choice of a name it would get a token that is good somewhere else.
+        raise IntegrityFailure(
+            f"the server at {profile.server} says that it is another issuer",
+            why="a job of GitHub Actions gets a token for whatever issuer it names",
+            next="set BROKER_URL to the issuer's URL, or name both in the config.toml of BROKER_PROFILE_DIR",
         )
     return replace(profile, issuer=found.issuer, store_hosts=found.store_hosts)

@@ -6,6 +6,8 @@ later than its parent, and what is opened with it counts against every ceiling a
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,15 +223,22 @@ def rank_key(folder: Path) -> PrivateKey:
 
 
 def check_rank_folder(folder: Path) -> None:
-    """The folder exists (it is made, mode 0700), and is not an enrolled profile.
+    """The folder exists (it is made, mode 0700), is the caller's alone, and is not an enrolled profile.
 
     Raises:
-        ConfigurationError: It is one, or cannot be made.
+        ConfigurationError: It is one, cannot be made, or another user could put a profile in its place.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
     except OSError as exc:
         raise ConfigurationError(f"cannot make the folder {folder}", why=exc.strerror) from exc
+    # A rank believes whatever server and log its config.toml names: nobody else may write there.
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigurationError(
+            f"the folder {folder} is another user's, or others may write there",
+            next="name a folder that is not there yet: it is made for you alone",
+        )
     if (folder / CONFIG).exists() and load_profile(folder).principal:
         raise ConfigurationError(
             f"{folder} is the profile of an enrolled key", next="choose another folder for the rank"

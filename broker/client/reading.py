@@ -197,6 +197,10 @@ class Reader:
                 ready.extend(self._fetch_short(file, place, start, stop))
                 continue
             opened = ready.popleft()
+            if self._now() >= opened.until:
+                # Whoever takes the pieces was slow: what is left of this lease is leased again.
+                ready.clear()
+                continue
             end = min(stop, begin + opened.size)
             yield memoryview(opened.buffer)[start - begin : end - begin]
             start = end

@@ -239,7 +239,7 @@ def _first_outcome(house: House, made: Plan, recorded: Recorded) -> Plan:
 
     Raises:
         Conflict: The first lease has run out, another version is the newest one by now, or the id
-            belongs to a request of another kind.
+            belongs to a request of another kind or principal.
     """
     entry = recorded.entry
     with house.ledger.view() as view:
@@ -249,6 +249,9 @@ def _first_outcome(house: House, made: Plan, recorded: Recorded) -> Plan:
         row = view.find(Lease, entry["grant"], entry["lease"])
         if grant is None or row is None or grant.status != ACTIVE:
             raise GrantRevoked("the grant of this request was revoked")
+        if grant.principal != made.grant.principal:
+            # A key that nobody enrolled may hold tokens of several principals: each asks in its own name.
+            raise Conflict("this request id is another principal's", next="use a new request_id")
         if grant.manifest != made.grant.manifest:
             # I01: the entry speaks of the version that was the newest then; no other leaves under it.
             raise Conflict("another version is the newest one by now", next="use a new request_id")

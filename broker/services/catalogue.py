@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from broker.canonical import Json, b64url, format_time, sha256_digest
 from broker.drafts import Draft
-from broker.errors import Denied, IntegrityFailure
+from broker.errors import Denied, IntegrityFailure, ScopeExceeded
 from broker.identity import scope
 from broker.ledger import merkle, receipt
 from broker.ledger.entry import cut_name
@@ -231,7 +231,8 @@ class DecisionRequest:
 def dry_run(house: House, request: authn.SignedRequest, wanted: DecisionRequest) -> Json:
     """Policy's answer without releasing anything; itself recorded.
 
-    Asking about somebody else needs the right to audit or to administer principals.
+    Asking about somebody else needs the right to audit or to administer principals, of the caller and
+    of its token.
 
     Raises:
         NotFound: Unknown, or invisible to the caller.
@@ -283,20 +284,37 @@ def dry_run(house: House, request: authn.SignedRequest, wanted: DecisionRequest)
 def _about(house: House, view: View, caller: authn.Caller, other: str | None) -> Principal:
     if other is None or other == caller.principal.id:
         return caller.principal
-    questions: tuple[tuple[str, policy.Target], ...] = (
-        ("audit", policy.LedgerTarget()),
-        ("administer", policy.AdministrationTarget(area="principals")),
+    questions: tuple[tuple[scope.Ask, str, policy.Target], ...] = (
+        (scope.Ask(type=scope.LEDGER, action="search"), "audit", policy.LedgerTarget()),
+        (
+            scope.Ask(type=scope.ADMINISTRATION, action="principals"),
+            "administer",
+            policy.AdministrationTarget(area="principals"),
+        ),
     )
+    # I07: the right is asked of the token too, or one that was minted to read a shard would have it.
     answers = [
         deciding.decide(house, view, caller.principal, action, target, network=caller.request.network)
-        for action, target in questions
+        for asked, action, target in questions
+        if _covers(caller, asked)
     ]
     if not any(answer.allowed for answer in answers):
-        raise Denied("asking what another principal may do is denied", why="only auditors and admins may ask")
+        raise Denied(
+            "asking what another principal may do is denied",
+            why="only auditors and admins may ask, with a token that covers ledger or principals",
+        )
     row = view.find(Principal, other)
     if row is None:
         raise lookup.not_found(other, None)
     return row
+
+
+def _covers(caller: authn.Caller, asked: scope.Ask) -> bool:
+    try:
+        scope.permits(caller.levels, asked)
+    except ScopeExceeded:
+        return False
+    return True
 
 
 def _dry_target(

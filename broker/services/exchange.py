@@ -98,13 +98,15 @@ def exchange(
             mapping=workload.identity.mapping,
             subject_digest=subject.digest,
         )
-        # A principal, key or pin that is new changes nobody else's access, and every decision that
-        # rests on its absence expects that: the epoch, which sends all other decisions back, stays.
+        # A principal, key or pin that is new changes nobody else's access, and what is written because
+        # of its absence expects that: the epoch, which sends all other decisions back, stays. But for a
+        # key that tokens were minted for while it was nobody's: they die with this (I15).
         return Draft(
             proof=workload.proof_use,
             entries=(*bound.entries, entry),
             rows=(*bound.rows, row),
             expects=tuple(bound.expects),
+            bumps_epoch=bound.ends_delegation,
         )
 
     decide_and_append(house, decide)
@@ -233,11 +235,12 @@ def _end(now: int, subject: issuers.Subject) -> int:
     return min(tokens.end_of(now, limits.ACCESS_TOKEN_TTL), subject.expires_ms // 1000 * 1000)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Bound:
     entries: list[NewEntry]
     rows: list[Row]
     expects: list[Row | Absent]
+    ends_delegation: bool = False
 
 
 def _bind(house: House, view: View, workload: Workload) -> _Bound:
@@ -276,6 +279,7 @@ def _bind_key(house: House, view: View, workload: Workload, bound: _Bound) -> No
         bound.entries.append(_enrolment_entry(house, workload, made))
         bound.rows.append(made)
         bound.expects.append(Absent(row=Key, key=(made.jkt,)))
+        bound.ends_delegation = bool(view.list(Token, jkt=made.jkt, delegated=True))
     elif key.status != ACTIVE or key.principal != workload.principal.id or proof.TYP not in key.uses:
         raise InvalidGrant(
             "this key may not exchange the subject token",

@@ -46,9 +46,10 @@ def _live_chain(view: View, id: str, now: int) -> list[Token]:
 def find_holder(view: View, id: str, now: int) -> Holder:
     """A token that is live, who holds it, and everything that it rests on (I07, I15).
 
-    The key of the token and those of its ancestors are enrolled to its principal and active. A token
-    with ancestors may also be bound to a *delegated* key, which nobody enrolled: whoever held the
-    parent named it. Such a key is dead once it is enrolled to somebody else, or enrolled and revoked.
+    The key of the token and those of its ancestors are enrolled to its principal and active. A minted
+    token may also be bound to a *delegated* key, which nobody enrolled: whoever held the parent named
+    it, and the token's row says so. Such a key is dead once it is enrolled to somebody else, or
+    enrolled and revoked.
 
     Raises:
         InvalidToken: Something of this does not hold, or the issuer behind the token is gone.
@@ -66,7 +67,7 @@ def find_holder(view: View, id: str, now: int) -> Holder:
 
 def _find_key_of(view: View, row: Token) -> Key | None:
     key = view.find(Key, row.jkt)
-    if key is None and row.chain:
+    if key is None and row.delegated:
         return None
     if key is None or key.status != ACTIVE or key.principal != row.principal:
         raise InvalidToken(

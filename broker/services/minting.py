@@ -9,7 +9,7 @@ from it, and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from broker import limits
@@ -71,6 +71,7 @@ def mint(
         answer = None
         try:
             expects = _check_holder(view, caller, row.jkt)
+            row = replace(row, delegated=_is_delegated(caller, row.jkt, expects))
             answer = _ask_policy(house, view, caller, wanted, row)
             if not answer.allowed:
                 raise answer.refusal("minting this token")
@@ -132,6 +133,13 @@ def _check_holder(view: View, caller: authn.Caller, jkt: str) -> tuple[Key | Abs
             next="name a key that the rank made for itself",
         )
     return (key,)
+
+
+def _is_delegated(caller: authn.Caller, jkt: str, expects: tuple[Key | Absent, ...]) -> bool:
+    # I19: said in the token's own row, so that a key whose row vanished is not taken for a delegated one.
+    if jkt == caller.token.jkt:
+        return caller.token.delegated
+    return any(isinstance(each, Absent) for each in expects)
 
 
 def _ask_policy(

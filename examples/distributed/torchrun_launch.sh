@@ -36,7 +36,7 @@ for ((local = 0; local < ranks_here; local++)); do
         --paths 'weights/.metadata' \
         --paths "weights/__${rank}_*.distcp" \
         --paths "$(printf 'data/shard-%05d.*' "$rank")" \
-        --ttl 10m --out "$RANKS/$local" --renew >/dev/null &
+        --ttl 10m --out "$RANKS/$local" --renew > /dev/null &
     children+=($!)
 done
 for ((local = 0; local < ranks_here; local++)); do

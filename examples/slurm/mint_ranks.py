@@ -8,6 +8,7 @@ in STEP.RANK/. PATTERN names a rank's files, with {rank} in it: shard-{rank:05d}
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -18,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.client.minting import write_rank
+from broker.client.minting import Minted, write_rank
 from broker.client.sdk import Client
-from broker.errors import BrokerError, Unavailable
+from broker.errors import BrokerError, RateLimited, Unavailable
 
 TTL = int(os.environ.get("RANK_TOKEN_SECONDS", "600"))
 """Seconds that a rank's token lives, at most 900; it is renewed at half of that."""
@@ -40,6 +41,7 @@ class Launcher:
     pattern: str
     due: dict[str, float] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    minted: dict[str, Minted] = field(default_factory=dict, repr=False)
 
     def serve(self) -> None:
         """Mint for every rank that has come, and for those whose token is half way to its end."""
@@ -57,17 +59,28 @@ class Launcher:
 
     def _mint(self, name: str, rank: int) -> None:
         try:
+            if self._was_revoked(name):
+                print(f"rank {rank}: its token was revoked; it gets no other one", file=sys.stderr)
+                self.due[name] = math.inf
+                return
             minted = self.client.mint(
                 self.ref, paths=[self.pattern.format(rank=rank)], ttl=TTL, for_key=self.keys[name]
             )
-        except Unavailable as exc:
+        except (Unavailable, RateLimited) as exc:
             # The tokens that are out live on for the other half of their time.
             print(f"rank {rank}: no token yet: {exc.what}", file=sys.stderr)
             self.due[name] = time.monotonic() + 5
             return
         (self.folder / name).mkdir(mode=0o700, exist_ok=True)
         write_rank(self.folder / name, self.client.profile, minted)
+        self.minted[name] = minted
         self.due[name] = time.monotonic() + TTL / 2
+
+    def _was_revoked(self, name: str) -> bool:
+        held = self.minted.get(name)
+        if held is None or held.expires <= time.time() * 1000:
+            return False
+        return not self.client.admin.inspect_token(held.text).get("active")
 
 
 def main() -> None:

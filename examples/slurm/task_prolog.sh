@@ -14,7 +14,7 @@ echo "export BROKER_PROFILE_DIR=$own"
 echo "export BROKER_TOKEN_FILE=$RANK_TOKENS/$name/token"
 
 mkdir -p "$own"
-broker token key --out "$own/key.jwk" >"$RANK_TOKENS/$name.new"
+broker token key --out "$own/key.jwk" > "$RANK_TOKENS/$name.new"
 mv "$RANK_TOKENS/$name.new" "$RANK_TOKENS/$name.jkt"
 
 tries=300

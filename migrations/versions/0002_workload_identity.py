@@ -1,7 +1,7 @@
 """Workload identity: issuers, the pins of their tokens, and what a token knows of its holder.
 
 Access tokens that were issued before are deleted. They live for fifteen minutes, the MAC of their
-rows does not cover the new column, and a client that meets a dead token asks for a new one.
+rows does not cover the new columns, and a client that meets a dead token asks for a new one.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def _give_tokens_an_identity() -> None:
         # In place: whoever has rights on the table keeps them.
         op.execute("DELETE FROM tokens")
         op.add_column("tokens", _value("identity", TEXT))
+        op.add_column("tokens", _value("delegated", INT))
         return
     # SQLite adds no column that is NOT NULL without a default, which would stay in the schema for
     # ever: the table is made anew, which is what deleting its rows comes to.
@@ -77,6 +78,7 @@ def _give_tokens_an_identity() -> None:
         _value("expires", INT),
         _value("status", TEXT),
         _value("identity", TEXT),
+        _value("delegated", INT),
         _value("entry", INT),
         _value("mac", OCTETS),
     )

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -124,13 +125,16 @@ def test_scripts_are_sound(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_pages_quote_files_as_they_are(path: Path) -> None:
-    """A block that begins with a file's name is a part of that file: whole lines, ``...`` between parts."""
+    """A block that begins with a file's name is a part of that file, however deep it is indented there; a
+    line ``# ...`` stands between two parts.
+    """
     blocks = re.findall(r"^```\w+\n(?:#|//) (examples/\S+)\n(.*?)^```$", path.read_text(), flags=re.S | re.M)
     assert blocks
     for name, text in blocks:
         held = (ROOT / name).read_text()
         for part in re.split(r"^ *# \.\.\.\n", text, flags=re.M):
-            assert part.strip("\n") in held, f"{path.name} does not quote {name}:\n{part}"
+            forms = (textwrap.indent(part, " " * depth) for depth in range(0, 40, 2))
+            assert any(form in held for form in forms), f"{path.name} does not quote {name}:\n{part}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

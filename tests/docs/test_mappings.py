@@ -77,6 +77,7 @@ def test_every_claim_of_an_example_matters(kind: str):
         ("keeps an issuer's keys for 10 minutes", limits.JWKS_TTL == 600),
         ("at most once in 60 seconds", limits.JWKS_COOLDOWN == 60),
         ("less than an hour ago", limits.JWKS_STALE == 3600),
+        ("At most 4 requests of a process wait", limits.ISSUER_WAITERS == 4),
         ("more than 24 hours away", limits.MAX_SUBJECT_TTL == 24 * 3600),
         ("more than 60 seconds in the future", limits.PROOF_WINDOW == 60),
     ],

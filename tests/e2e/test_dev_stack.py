@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -79,7 +80,14 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 def _gone(family: list[psutil.Process], *, timeout: float = STOP_SECONDS) -> bool:
     _, alive = psutil.wait_procs(family, timeout=timeout)
-    return not alive
+    return not any(_runs(process) for process in alive)
+
+
+def _runs(process: psutil.Process) -> bool:
+    # A zombie runs nothing: it waits for the machine's first process to take note of its end.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _is_open(url: str) -> bool:

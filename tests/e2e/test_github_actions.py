@@ -228,6 +228,12 @@ def test_every_step_runs(own: Stack, runner: Runner, job: Job) -> None:
     assert {entry["issuer"] for entry in own.entries()[before:] if entry["type"] == "token"} == {"github"}
 
 
+def test_both_forms_of_the_subject(runner: Runner, job: Job) -> None:
+    runner.claims = {"sub": "repo:acme@9876543/eval@123456789:environment:evaluation"}
+    done = job.run("broker whoami")
+    assert "workload:github/acme/eval" in done.out, done.err
+
+
 @pytest.mark.parametrize(
     "claims",
     [

@@ -31,10 +31,16 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+
+def save(folder: str) -> None:
+    # In a function: gloo's threads end only when nothing holds the mesh any more.
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = torch.arange(1024 * 256, dtype=torch.float32).reshape(1024, 256)
+    dcp.save({"weight": distribute_tensor(whole, mesh, [Shard(0)])}, checkpoint_id=folder)
+
+
 dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-whole = torch.arange(1024 * 256, dtype=torch.float32).reshape(1024, 256)
-dcp.save({"weight": distribute_tensor(whole, mesh, [Shard(0)])}, checkpoint_id=sys.argv[1])
+save(sys.argv[1])
 dist.destroy_process_group()
 """
 
@@ -113,9 +119,9 @@ def halves(
     folder = tmp_path_factory.mktemp("trained")
     (folder / "save.py").write_text(SAVE)
     tree = write_tree(folder / "tree", SHARDS)
-    command = [python.parent / "torchrun", "--standalone", f"--nproc-per-node={RANKS}", folder / "save.py"]
+    torchrun = str(python.parent / "torchrun")
     done = subprocess.run(
-        [*command, tree / "weights"],
+        [torchrun, "--standalone", f"--nproc-per-node={RANKS}", folder / "save.py", tree / "weights"],
         env=surroundings(python, launcher),
         capture_output=True,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from broker.jose import PrivateKey
 from tests import slurm
 from tests.e2e.running import MIB, ROOT, Stack, User, noise, read_tree, write_tree
 
@@ -181,6 +183,33 @@ def test_tokens_are_renewed_while_the_job_runs(done: Done) -> None:
             tokens.setdefault(entry["jkt"], set()).add(entry["token"])
     # The command read with the first, fsspec with one that came later.
     assert [len(found) for found in tokens.values()] == [2] * RANKS
+
+
+def test_a_revoked_rank_gets_no_other_token(stack: Stack, done: Done, launcher: User, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("mint_ranks", RECIPE / "mint_ranks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mint_ranks"] = module
+    spec.loader.exec_module(module)
+    for rank in range(2):
+        (tmp_path / f"0.{rank}.jkt").write_text(PrivateKey.generate().jkt + "\n")
+    # Neither a rank of this job nor a rank at all.
+    (tmp_path / "0.2.jkt").write_text(PrivateKey.generate().jkt)
+    (tmp_path / "0.x.jkt").write_text("x")
+    with launcher.client() as client:
+        serving = module.Launcher(
+            client=client, folder=tmp_path, ranks=2, ref=REF, pattern="shard-{rank:05d}-*"
+        )
+        serving.serve()
+        first = dict(serving.minted)
+        assert set(first) == {"0.0", "0.1"}
+        stack.admin.cli("admin", "revoke", "--token", first["0.0"].id)
+        serving.due.clear()
+        serving.serve()
+    assert serving.minted["0.0"] == first["0.0"]
+    assert serving.minted["0.1"] != first["0.1"]
+    assert (tmp_path / "0.1" / "token").read_text().strip() == serving.minted["0.1"].text
 
 
 def test_keys_stay_on_their_nodes_and_go_with_the_job(done: Done) -> None:

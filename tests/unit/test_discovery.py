@@ -274,11 +274,12 @@ def test_many_ask_and_one_fetches(server: Server):
 
     server.replies["/jwks"] = slow
     source, issuer = IssuerKeys(), row(server.url)
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(kids, source, issuer, "k1") for _ in range(8)]
+    many = limits.ISSUER_WAITERS
+    with ThreadPoolExecutor(many) as pool:
+        answers = [pool.submit(kids, source, issuer, "k1") for _ in range(many)]
         wait_until(lambda: server.asked == [WELL_KNOWN, "/jwks"])
         gate.set()
-        assert [answer.result(20) for answer in answers] == [["k1"]] * 8
+        assert [answer.result(20) for answer in answers] == [["k1"]] * many
     assert server.asked.count("/jwks") == 1
 
 

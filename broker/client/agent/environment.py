@@ -6,6 +6,7 @@ each would be preferred by some tool to what the agent sets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -45,6 +46,7 @@ REMOVED: Final[Mapping[str, tuple[str, ...]]] = {
 _REMOVED_PREFIX: Final = {"s3": "FSSPEC_S3", "hf": "FSSPEC_HF"}
 """Options of fsspec's filesystems in variables, whichever: FSSPEC_S3_KEY, FSSPEC_S3_ENDPOINT_URL, ..."""
 
+_NAME_RE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_PROXY: Final = ("NO_PROXY", "no_proxy")
 
 
@@ -103,7 +105,9 @@ def find_removed(environ: Mapping[str, str], endpoints: Iterable[str]) -> list[s
     wanted = list(endpoints)
     names = {name for endpoint in wanted for name in REMOVED[endpoint]}
     prefixes = tuple(_REMOVED_PREFIX[endpoint] for endpoint in wanted)
-    return [name for name in environ if name in names or name.startswith(prefixes)]
+    found = [name for name in environ if name in names or name.startswith(prefixes)]
+    # The names are printed as lines for a shell; what is not a name to it, no tool can have set there (I04).
+    return [name for name in found if _NAME_RE.fullmatch(name)]
 
 
 def child_environment(

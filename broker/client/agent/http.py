@@ -37,12 +37,16 @@ LOOPBACK: Final = ("127.0.0.1", "::1")
 _LOG: Final = logging.getLogger("broker.agent")
 _CHUNK: Final = 64 * limits.KIB
 _STOP_SECONDS: Final = 5.0
+_LINGER_SECONDS: Final = 5.0
+"""In all: somebody who sends drops would otherwise hold the connection for days."""
 _POLL_SECONDS: Final = 0.1
 _RESET: Final = struct.pack("ii", 1, 0)
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
 _BODILESS: Final = (204, 304)
+_UNKNOWN: Final = (401, 403)
+"""What both endpoints say to whoever lacks the secret, and in part to others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,7 @@ class _Server(socketserver.TCPServer):
         self.clock = clock
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
+        self._strangers: dict[socket.socket, None] = {}
         super().__init__((host, port), _Connection)
 
     @property
@@ -134,14 +139,26 @@ class _Server(socketserver.TCPServer):
         return int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or 503 when there are as many as there may be."""
+        """A thread for the connection, or 503 when there are as many as there may be.
+
+        Whoever lacks the secret takes no place away: the oldest connection that has not shown it, and
+        on which nothing is being answered, makes room.
+        """
         thread = threading.Thread(
             target=self._serve, args=(request, client_address), name="agent", daemon=True
         )
         with self._lock:
             full = len(self._open) >= limits.MAX_AGENT_CONNECTIONS
+            ousted = next(iter(self._strangers), None) if full else None
+            if ousted is not None:
+                full = False
+                del self._strangers[ousted]
             if not full:
                 self._open[request] = thread
+                self._strangers[request] = None
+        if ousted is not None:
+            with contextlib.suppress(OSError):
+                ousted.shutdown(socket.SHUT_RDWR)
         if not full:
             try:
                 thread.start()
@@ -149,7 +166,7 @@ class _Server(socketserver.TCPServer):
             except RuntimeError:
                 # The machine has no thread left, which is for us to bear and not for the caller to see.
                 with self._lock:
-                    del self._open[request]
+                    del self._open[request], self._strangers[request]
         with contextlib.suppress(OSError):
             request.settimeout(0)
             request.send(_BUSY)
@@ -157,6 +174,7 @@ class _Server(socketserver.TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """One connection less; the endpoint goes on."""
+        del request, client_address
         _LOG.error("a connection could not be taken: %s", type(sys.exception()).__name__)
 
     def _serve(self, request: socket.socket, client_address: Any) -> None:
@@ -167,8 +185,16 @@ class _Server(socketserver.TCPServer):
         finally:
             with self._lock:
                 self._open.pop(request, None)
+                self._strangers.pop(request, None)
             with contextlib.suppress(OSError):
                 request.close()
+
+    def keep(self, line: socket.socket, *, known: bool) -> None:
+        """Whether a connection keeps its place: its user has shown the secret, or is being answered."""
+        with self._lock:
+            self._strangers.pop(line, None)
+            if not known:
+                self._strangers[line] = None
 
     def break_connections(self) -> None:
         """Wake every thread with an end of its connection and wait for it."""
@@ -195,6 +221,7 @@ class _Connection(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._held = bytearray()
+        self._known = False
 
     def handle(self) -> None:
         with contextlib.suppress(_Broken, OSError):
@@ -212,7 +239,9 @@ class _Connection(socketserver.BaseRequestHandler):
             self._send(Answer(status=refused.status), method="GET", closes=True)
             self._linger()
             return False
+        self.server.keep(self.request, known=True)
         self._reply(request, closes=head.closes)
+        self.server.keep(self.request, known=self._known)
         if head.unread:
             self._linger()
         return not head.closes
@@ -263,15 +292,19 @@ class _Connection(socketserver.BaseRequestHandler):
         Source: RFC 9112 section 9.6.
         """
         self.request.shutdown(socket.SHUT_WR)
-        self.request.settimeout(1.0)
-        left = limits.MAX_AGENT_LINGER
-        while left > 0 and (chunk := self.request.recv(_CHUNK)):
+        left, deadline = limits.MAX_AGENT_LINGER, time.monotonic() + _LINGER_SECONDS
+        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+            self.request.settimeout(min(1.0, seconds))
+            chunk = self.request.recv(_CHUNK)
+            if not chunk:
+                return
             left -= len(chunk)
 
     # -- out ----------------------------------------------------------------------------------------------
 
     def _reply(self, request: Request, *, closes: bool) -> None:
         answer, pieces = self._begin(request)
+        self._known = self._known or answer.status not in _UNKNOWN
         try:
             self._send(answer, method=request.method, closes=closes)
             if pieces is not None:

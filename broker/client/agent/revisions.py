@@ -101,7 +101,10 @@ class Revisions:
             raise _no_revision(repo, revision) from exc
 
     def _name_of(self, repo: Repo, revision: str) -> str:
-        """What the broker knows the revision as. A commit is looked up before a version of that name."""
+        """What the broker knows the revision as. 40 hex digits are a commit, never the name of a version.
+
+        Clients keep files under a commit and pin it: whoever may publish must not choose what it means.
+        """
         if not _COMMIT.fullmatch(revision):
             return _parse_revision(repo, revision)
         with self._lock:
@@ -110,7 +113,9 @@ class Revisions:
             return known
         found = [item.digest for item in self.versions(repo) if commit_of(item.digest) == revision]
         # Two contents under one commit would need a collision: then it names neither.
-        return found[0] if len(found) == 1 else revision
+        if len(found) != 1:
+            raise _no_revision(repo, revision)
+        return found[0]
 
     def versions(self, repo: Repo) -> list[VersionListed]:
         """The versions of a repository of either type, oldest first.

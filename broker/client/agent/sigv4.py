@@ -212,7 +212,7 @@ def _check_payload(signed: Signed, request: Request) -> None:
 
 def canonical_request(request: Request, pairs: Pairs, signed: Signed) -> str:
     """The request in the one form that is hashed for the signature."""
-    headers = "".join(f"{name}:{_SPACES_RE.sub(' ', request.headers[name])}\n" for name in signed.names)
+    headers = "".join(f"{name}:{_SPACES_RE.sub(' ', request.headers[name]).strip()}\n" for name in signed.names)
     return "\n".join(
         [
             request.method,

@@ -91,7 +91,16 @@ def is_over(line: socket.socket) -> bool:
         return True
 
 
-# -- answers ------------------------------------------------------------------------------------------------
+def _is_broken_by(line: socket.socket, data: bytes, *, times: int) -> bool:
+    try:
+        for _ in range(times):
+            line.sendall(data)
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+# -- answers ------------------------------------------------------------------------------------------
 
 
 def test_an_answer_and_the_next_on_one_connection(listener: Listener, app: Scripted) -> None:
@@ -177,7 +186,7 @@ def test_not_modified_has_no_body_and_no_length(listener: Listener, app: Scripte
             assert "content-length" not in headers
 
 
-# -- bodies in pieces ---------------------------------------------------------------------------------------
+# -- bodies in pieces ---------------------------------------------------------------------------------
 
 
 def test_pieces_in_one_buffer_that_is_used_again(listener: Listener, app: Scripted) -> None:
@@ -243,9 +252,8 @@ def test_a_body_of_another_length_than_was_said_is_never_whole(
     listener: Listener, app: Scripted, length: int | None
 ) -> None:
     app.say = lambda request: Answer(status=200, body=iter([memoryview(b"abcde")]), length=length)
-    with connected(listener) as line, pytest.raises((ConnectionResetError, AssertionError)):
-        line.sendall(head(listener))
-        read_answer(line)
+    with pytest.raises((ConnectionResetError, AssertionError)):
+        ask(listener, head(listener))
 
 
 def test_a_tool_that_goes_away_ends_the_reading(listener: Listener, app: Scripted) -> None:
@@ -284,7 +292,7 @@ def test_a_reader_that_leaves_a_piece_lying(
         assert ended.wait(SECONDS)
 
 
-# -- failures -----------------------------------------------------------------------------------------------
+# -- failures -----------------------------------------------------------------------------------------
 
 
 def test_a_bug_is_said_without_what_was_sent(
@@ -322,7 +330,7 @@ def test_guards_come_before_the_endpoint(listener: Listener, app: Scripted) -> N
             line.sendall(data)
             status, headers, body = read_answer(line)
             assert status in (400, 403, 421)
-            assert (headers.keys(), body) == ({"date", "content-length", "connection"}, b"")
+            assert (set(headers), body) == ({"date", "content-length", "connection"}, b"")
             assert is_over(line)
     assert not app.seen
 
@@ -339,7 +347,7 @@ def test_what_guards_refuse_is_not_logged(
     assert "hidden" not in caplog.text
 
 
-# -- limits ---------------------------------------------------------------------------------------------------
+# -- limits -------------------------------------------------------------------------------------------
 
 
 def test_a_head_without_an_end(listener: Listener, app: Scripted) -> None:
@@ -380,10 +388,9 @@ def test_an_upload_is_refused_without_being_read(listener: Listener, app: Script
 
 
 def test_an_upload_is_read_away_up_to_a_limit(listener: Listener, app: Scripted) -> None:
-    with connected(listener) as line, pytest.raises((BrokenPipeError, ConnectionResetError)):
+    with connected(listener) as line:
         line.sendall(head(listener, "PUT / HTTP/1.1", f"Content-Length: {2**40}"))
-        for _ in range(1000):
-            line.sendall(bytes(limits.MAX_AGENT_LINGER))
+        assert _is_broken_by(line, bytes(limits.MAX_AGENT_LINGER), times=1000)
 
 
 def test_connections_at_the_limit_and_one_past_it(
@@ -427,12 +434,13 @@ def test_a_head_in_drops_has_a_time_limit_as_a_whole(
     monkeypatch.setattr(limits, "IO_TIMEOUT", 0.3)
     with connected(listener) as line:
         line.settimeout(0.05)
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            for _ in range(SECONDS * 20):
+        for _ in range(SECONDS * 20):
+            with contextlib.suppress(TimeoutError):
                 line.sendall(b"A")
-                with contextlib.suppress(TimeoutError):
-                    assert line.recv(1) == b""
-                    line.settimeout(SECONDS)
+                assert is_over(line)
+                break
+        else:
+            pytest.fail("a head may take for ever")
 
 
 def test_a_body_that_does_not_come_ends_the_connection(
@@ -445,7 +453,7 @@ def test_a_body_that_does_not_come_ends_the_connection(
     assert not app.seen
 
 
-# -- the end ----------------------------------------------------------------------------------------------------
+# -- the end ------------------------------------------------------------------------------------------
 
 
 def test_close_breaks_what_is_open_and_frees_the_address(app: Scripted) -> None:
