@@ -108,7 +108,7 @@ def mint(
 
     --paths and --max-bytes are for all of --scope together. With --renew it runs until SIGTERM or
     Ctrl-C, and --max-bytes holds for all the tokens together: each gets what the one before has left.
-    A token that was revoked is not renewed.
+    A token that was revoked before its end is not renewed. One that ended meanwhile is, without --max-bytes.
     """
     if renew and out is None:
         raise click.UsageError("--renew needs --out", click.get_current_context())
@@ -221,8 +221,15 @@ class _Renewal:
 
         found = client.admin.inspect_token(minted.text)
         if not found.get("active"):
+            if minted.expires <= self._clock.now() and max_bytes is None:
+                return None
             if minted.expires <= self._clock.now():
-                return max_bytes
+                # What it opened is no longer told: to begin anew would hand out the bytes a second time.
+                raise OverBudget(
+                    f"the token {minted.id} ended before it could be renewed",
+                    why="what is left of --max-bytes is known only while it lives",
+                    next="mint again, if the job may begin anew with its bytes",
+                )
             raise GrantRevoked(f"the token {minted.id} was revoked", why="what was revoked is not renewed")
         if max_bytes is None:
             return None

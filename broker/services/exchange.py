@@ -125,7 +125,11 @@ def _verify(house: House, request: authn.SignedRequest, text: str) -> tuple[Issu
         with _refusing():
             peeked = jwks.peek_foreign(text)
             issuer = issuers.find_issuer_key(peeked, view.list(Issuer, status=ACTIVE))
-    keys = house.issuer_keys.keys(issuer, peeked.kid, now=now)
+    try:
+        keys = house.issuer_keys.keys(issuer, peeked.kid, now=now)
+    except Unavailable as exc:
+        # What went wrong on the way there is for administrators (`admin issuer test`), not for strangers.
+        raise Unavailable("the issuer's keys are not to be had just now", next="try again") from exc
     with _refusing():
         subject = issuers.verify_subject(text, issuer=issuer, keys=keys, now=now)
     return issuer, subject

@@ -13,7 +13,7 @@ from broker.canonical import Json, canonical_bytes, format_time
 from broker.drafts import Absent, NewEntry
 from broker.errors import Conflict, InvalidRequest, MalformedRequest, NotFound
 from broker.identity import issuers, mapping
-from broker.model import ACTIVE, ISSUER_KINDS, REVOKED, Issuer
+from broker.model import ACTIVE, ISSUER_KINDS, REVOKED, Issuer, Principal
 from broker.ports import View
 from broker.services import authn, completing, federation
 from broker.services.administration import (
@@ -99,7 +99,7 @@ def put_issuer(
 
     Raises:
         InvalidRequest: A member of the description is not valid.
-        Conflict: Another issuer has this URL.
+        Conflict: Another issuer has this URL, or principals have names under this one already.
     """
     made: list[Issuer] = []
 
@@ -108,6 +108,8 @@ def put_issuer(
         before = view.find(Issuer, wanted.name)
         row, rules = _parse(house, wanted, created=before.created if before else caller.now)
         _check_alone(view, row)
+        if before is None:
+            _check_unused(view, row.name)
         made[:] = [row]
         groups = {group for rule in rules.rules for group in rule.groups}
         group_entries, group_rows = missing_groups(house, view, caller.now, groups, common)
@@ -162,6 +164,16 @@ def _answer(house: House, name: str, recorded: Recorded) -> Json:
     if row is None:
         raise _unknown()
     return {**issuer_json(row), **completing.proof_json(recorded)}
+
+
+def _check_unused(view: View, name: str) -> None:
+    # Whoever enrolled as workload:<name>/... was not meant to be what an issuer's jobs become.
+    prefix = f"workload:{name}/"
+    taken = next((row.id for row in view.list(Principal) if row.id.startswith(prefix)), None)
+    if taken is not None:
+        raise Conflict(
+            f"{taken} exists already: this issuer's jobs could become it", next="choose another name"
+        )
 
 
 def _find(view: View, name: str) -> Issuer:

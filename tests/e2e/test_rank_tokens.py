@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -273,6 +274,23 @@ def test_a_revoked_token_is_not_renewed(launcher: User, renewing: Any, tmp_path:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 3
     assert "was revoked" in err
+
+
+@pytest.mark.parametrize(("words", "code"), [(("--max-bytes", "5MiB"), 8), ((), None)], ids=["bytes", "free"])
+def test_what_is_left_is_not_given_twice_after_an_outage(
+    launcher: User, renewing: Any, tmp_path: Path, words: tuple[str, ...], code: int | None
+) -> None:
+    process = renewing("--ttl", "3s", *words)
+    os.kill(process.pid, signal.SIGSTOP)
+    held = (tmp_path / "rank" / "token").read_text()
+    until(lambda: rank(tmp_path / "rank", "whoami", expect=None).code == 4, what="the end of the token")
+    os.kill(process.pid, signal.SIGCONT)
+    if code is None:
+        until(lambda: (tmp_path / "rank" / "token").read_text() != held, what="the next token")
+        return
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code, err
+    assert "ended before it could be renewed" in err
 
 
 def test_a_job_ends_cleanly_when_it_is_interrupted(renewing: Any) -> None:

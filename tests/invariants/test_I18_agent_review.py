@@ -1,4 +1,4 @@
-"""I18 for jobs: a server that is not the pinned one gets no token of the job, and no rank believes a stranger."""
+"""I18 for jobs: another server gets no token of a job, and no rank believes a stranger's configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _bare(stack: Stack, folder: Path) -> Profile:
 
 
 def test_I18_a_server_does_not_choose_the_audience_of_a_jobs_token(stack: Stack, tmp_path: Path) -> None:
-    """The log's key is public: who copies it, and names another's issuer, must not get a token for that one."""
+    """The log's key is public: who copies it, and names another issuer, gets no token for that one."""
     profile = _bare(stack, tmp_path)
     with pytest.raises(IntegrityFailure, match="another issuer"):
         complete_profile(profile)

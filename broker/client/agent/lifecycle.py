@@ -79,8 +79,10 @@ def await_end(is_running: Callable[[], bool]) -> bool:
     Returns:
         True after a signal, False when ``is_running`` ended first.
     """
+    # What the caller had us ignore, as nohup does, arrives all the same while it is held.
+    ending = {number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN}
     while is_running():
-        if signal.sigtimedwait(ENDING, _POLL_SECONDS) is not None:
+        if signal.sigtimedwait(ending, _POLL_SECONDS) is not None:
             return True
     return False
 

@@ -212,7 +212,9 @@ def _check_payload(signed: Signed, request: Request) -> None:
 
 def canonical_request(request: Request, pairs: Pairs, signed: Signed) -> str:
     """The request in the one form that is hashed for the signature."""
-    headers = "".join(f"{name}:{_SPACES_RE.sub(' ', request.headers[name]).strip()}\n" for name in signed.names)
+    # Only these two are space here: a byte of UTF-8 may look like one of the others.
+    values = {name: _SPACES_RE.sub(" ", request.headers[name]).strip(" ") for name in signed.names}
+    headers = "".join(f"{name}:{value}\n" for name, value in values.items())
     return "\n".join(
         [
             request.method,

@@ -257,6 +257,29 @@ def test_pins_of_tokens_that_are_over_are_swept(world: World, ci: FakeIssuer) ->
 # -- refusals -----------------------------------------------------------------------------------------------
 
 
+def test_an_issuer_does_not_take_over_who_is_there_already(world: World) -> None:
+    world.add("workload:ci/nightly", roles=["workload"])
+    world.add("workload:ci-2/nightly", roles=["workload"])
+    with pytest.raises(Conflict) as caught:
+        world.register(FakeIssuer())
+    assert "workload:ci/nightly" in caught.value.what
+    world.register(FakeIssuer("other"))
+
+
+def test_why_an_issuer_is_not_reached_is_not_told_to_strangers(world: World, ci: FakeIssuer) -> None:
+    class Down:
+        def keys(self, *args: Any, **kwargs: Any) -> Any:
+            raise Unavailable("the issuer's keys are not to be had", why="it answered 401")
+
+    world.with_settings(issuer_keys=Down())
+    with pytest.raises(Unavailable) as caught:
+        world.exchange(ci.token(world.clock.now()))
+    assert caught.value.why is None
+    with pytest.raises(Unavailable, match="not to be had") as told:
+        issuers.show_keys(world.house, world.request(world.admin, "GET"), "ci")
+    assert told.value.why == "it answered 401"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import pytest
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker import limits
@@ -159,6 +160,8 @@ def test_whatever_botocore_signs_is_taken(key: str, expires: int | None, value: 
     value=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=30),
     region=st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True),
 )
+@example(value="  a   b ", region="us-east-1")
+@example(value="", region="auto")
 def test_headers_and_regions_that_botocore_signs(value: str, region: str) -> None:
     request = signed(region=region, headers={"X-Amz-Meta-A": value, "Range": "bytes=0-1"})
     assert verify(request) == region
@@ -171,6 +174,25 @@ def test_every_method(method: str, expires: int | None) -> None:
     assert verify(request) == "us-east-1"
     others = {"GET", "HEAD", "DELETE", "PUT", "POST"} - {method}
     assert {code(replace(request, method=other)) for other in others} == {"SignatureDoesNotMatch"}
+
+
+def test_header_values_that_are_not_ascii() -> None:
+    """A client signs bytes, and headers arrive as Latin-1: what looks like a space there is none."""
+    plain = "é à\x85 \xa0ü".encode().decode("latin-1")
+    names, request = "host;x-amz-content-sha256;x-amz-date;x-amz-meta-a", signed()
+    headers = {**request.headers, "x-amz-meta-a": plain}
+    date, time = headers["x-amz-date"][:8], headers["x-amz-date"]
+    lines = [f"{name}:{headers[name]}" for name in names.split(";")]
+    canonical = "\n".join(["GET", request.raw_path, "", *lines, "", names, headers["x-amz-content-sha256"]])
+    scope = f"{date}/us-east-1/s3/aws4_request"
+    digest = hashlib.sha256(canonical.encode("latin-1")).hexdigest()
+    key = f"AWS4{SECRET}".encode()
+    for part in (*scope.split("/"), "\n".join(["AWS4-HMAC-SHA256", time, scope, digest])):
+        key = hmac.digest(key, part.encode(), "sha256")
+    headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
+    )
+    assert verify(replace(request, headers=headers)) == "us-east-1"
 
 
 @pytest.mark.parametrize("separator", [", ", ","])
