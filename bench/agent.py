@@ -8,15 +8,10 @@ verifies. What differs is the agent alone. It runs throughout, as it does beside
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bench import measure
@@ -29,32 +24,10 @@ _STOP_SECONDS = 15
 
 def run(*, size_mib: int, rounds: int, name: str) -> int:
     """Measure and write ``bench/results/NAME.json``; 0 when every download was complete and equal."""
-    folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
-    try:
-        return _run(folder, size_mib=size_mib, rounds=rounds, name=name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run(folder: Path, *, size_mib: int, rounds: int, name: str) -> int:
-    source = folder / measure.FILE
-    digest = measure.write_source(source, size_mib)
-    stage = Stage(folder, io.StringIO())
-    with stage.stack("--workers", "2") as ready:
-        state = json.loads((stage.home / "dev.json").read_text())
-        store = Store(
-            endpoint=ready["s3"]["endpoint"], access_key=state["access_key"], secret_key=state["secret_key"]
-        )
-        measure.put_plain(store, source)
-        measure.publish(stage, source)
-        with _agent(stage) as agent:
-            tools, pairs, missing = _tools(store, agent)
-            for peer, why in missing.items():
-                sys.stdout.write(f"skipped: {peer}: {why}\n")
-            sys.stdout.write(f"{size_mib} MiB, {rounds} rounds, tools: {', '.join(t.name for t in tools)}\n")
-            runs = measure.take_turns(
-                tools, rounds=rounds, folder=folder, store=stage.home / "store", digest=digest
-            )
+    with measure.set_scene(size_mib) as scene, _agent(scene.stage) as agent:
+        tools, pairs, missing = _tools(scene.store, agent)
+        measure.say_what_runs(tools, missing, size_mib=size_mib, rounds=rounds)
+        runs = scene.take_turns(tools, rounds=rounds)
     measure.report(name, tools, runs, size_mib=size_mib, pairs=pairs, skipped=missing)
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,9 +17,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +84,58 @@ def publish(stage: Stage, source: Path) -> None:
     stage.run("bench", "put", source.name, REF)
 
 
-def take_turns(
-    tools: Sequence[Tool], *, rounds: int, folder: Path, store: Path, digest: str
-) -> dict[str, list[Run]]:
-    """Every tool once a round. Each round begins with another: nobody is always the one after the pause."""
-    runs: dict[str, list[Run]] = {tool.name: [] for tool in tools}
-    for at in range(rounds):
-        for tool in tools[at % len(tools) :] + tools[: at % len(tools)]:
-            runs[tool.name].append(measure(tool, folder, store, digest))
-    return runs
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A broker and a store that hold the same object: ciphertext by us, plaintext for the peers.
+
+    Attributes:
+        folder: Where downloads go; it is gone at the end.
+        stage: The embedded stack, with ``bench`` as an enrolled user.
+        store: The S3 server and the plaintext object.
+        digest: SHA-256 of the object.
+    """
+
+    folder: Path
+    stage: Stage
+    store: Store
+    digest: str
+
+    def take_turns(self, tools: list[Tool], *, rounds: int) -> dict[str, list[Run]]:
+        """Every tool once a round; each round begins with another, so nobody always comes after the pause."""
+        runs: dict[str, list[Run]] = {tool.name: [] for tool in tools}
+        for at in range(rounds):
+            for tool in tools[at % len(tools) :] + tools[: at % len(tools)]:
+                runs[tool.name].append(measure(tool, self.folder, self.stage.home / "store", self.digest))
+        return runs
+
+
+@contextlib.contextmanager
+def set_scene(size_mib: int) -> Iterator[Scene]:
+    """A running scene with an object of that size."""
+    folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
+    try:
+        source = folder / FILE
+        digest = write_source(source, size_mib)
+        stage = Stage(folder, io.StringIO())
+        with stage.stack("--workers", "2") as ready:
+            state = json.loads((stage.home / "dev.json").read_text())
+            store = Store(
+                endpoint=ready["s3"]["endpoint"],
+                access_key=state["access_key"],
+                secret_key=state["secret_key"],
+            )
+            put_plain(store, source)
+            publish(stage, source)
+            yield Scene(folder=folder, stage=stage, store=store, digest=digest)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def say_what_runs(tools: Sequence[Tool], missing: Mapping[str, str], *, size_mib: int, rounds: int) -> None:
+    """The head of the output."""
+    for peer, why in missing.items():
+        sys.stdout.write(f"skipped: {peer}: {why}\n")
+    sys.stdout.write(f"{size_mib} MiB, {rounds} rounds, tools: {', '.join(t.name for t in tools)}\n")
 
 
 def report(
