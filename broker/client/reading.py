@@ -93,7 +93,8 @@ class Reader:
         self._lock = threading.Lock()
         self._never = threading.Event()
         # A reader that is dropped without close leaves no thread behind.
-        weakref.finalize(self, _hang_up, self._ahead, self._lanes)
+        # At the end of a process the kernel does this; a forked child would shut down its parent's sockets.
+        weakref.finalize(self, _hang_up, self._ahead, self._lanes).atexit = False
 
     def size(self, path: str) -> int:
         """Bytes of a file.
