@@ -124,13 +124,20 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        path = self.home / "ready.json"
         until(
-            lambda: path.exists() or self.process.poll() is not None, what="ready.json", seconds=START_SECONDS
+            lambda: self._is_ready() or self.process.poll() is not None,
+            what="ready.json",
+            seconds=START_SECONDS,
         )
-        assert path.exists(), f"the stack did not start: {self.log.read_text()[-2000:]}"
-        self.ready = json.loads(path.read_text())
+        assert self._is_ready(), f"the stack did not start: {self.log.read_text()[-2000:]}"
         return self
+
+    def _is_ready(self) -> bool:
+        # A stack that was killed leaves its file behind, and the next one takes a moment to remove it.
+        with contextlib.suppress(FileNotFoundError):
+            self.ready = json.loads((self.home / "ready.json").read_text())
+            return self.process is not None and bool(self.ready["pid"] == self.process.pid)
+        return False
 
     def stop(self) -> int:
         """SIGTERM; its exit status. The test fails when it is not gone in the time that is promised."""
