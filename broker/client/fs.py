@@ -55,7 +55,7 @@ class _Environment:
 # -- the filesystem -----------------------------------------------------------------------------------------
 
 
-class BrokerFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class BrokerFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Versions as folders: ``collection/name[@version]/path``. Read-only, and safe to share between threads.
 
     An instance holds no secret and opens nothing before its first use; it can be pickled (only the options

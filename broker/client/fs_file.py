@@ -18,7 +18,7 @@ LINE: Final = 16 * limits.KIB
 """Bytes that are looked at for the end of a line."""
 
 
-class BrokerFile(AbstractBufferedFile):  # type: ignore[misc]
+class BrokerFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """One file, open for reading, in the version that its path named when it was opened.
 
     It asks for no more than it is asked for: what is read is kept, and read ahead, below

@@ -51,6 +51,7 @@ class RangeFile(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    # The base class says Buffer, which typing has from Python 3.12 on.
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill ``buffer`` with verified bytes; returns how many, fewer only at the end.
 

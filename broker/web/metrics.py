@@ -49,5 +49,5 @@ def render_metrics() -> bytes:
         return generate_latest(_REGISTRY)
     # Several workers: each keeps its values in a file, and whoever is asked adds them up.
     joined = CollectorRegistry()
-    MultiProcessCollector(joined)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(joined)  # type: ignore[no-untyped-call]  # its constructor has no types
     return generate_latest(joined)

@@ -23,6 +23,7 @@ from typing import Any, Final
 from flask import Flask
 
 # gunicorn has no types of its own: what is taken from it, and made of it, is unchecked here.
+# gunicorn has no types: hence the exceptions.
 from gunicorn import util as gunicorn_util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
@@ -78,7 +79,7 @@ class ServerOptions:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class BrokerWorker(ThreadWorker):  # type: ignore[misc]
+class BrokerWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """A threaded worker whose own refusals look like the application's, and repeat nothing."""
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
