@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -71,16 +71,16 @@ def run_dev(
         Unavailable: A child does not start, or ended by itself.
     """
     home = _open_home(home)
-    with _lock(home), _stop_on_signals() as ignore_signals:
+    with _lock(home), _stop_on_signals() as stop:
         (home / READY).unlink(missing_ok=True)
-        stack = _Stack(home)
+        stack = _Stack(home, stop)
         try:
             stack.start(port=port, workers=workers, database_url=database_url)
             stack.watch()
         except StopRequestedError:
             return
         finally:
-            ignore_signals()
+            stop.heeded = False
             stack.stop()
 
 
@@ -110,33 +110,44 @@ def _lock(home: Path) -> Iterator[None]:
         os.close(fd)
 
 
-@contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], None]]:
-    """The first signal raises StopRequestedError, once; none does after the yielded function was called."""
-    heeded = True
+class _Stop:
+    """Whether somebody asked for the end.
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal heeded
+    It is remembered, because a raise alone can be lost: Python ignores exceptions in some callbacks
+    (after a fork, in a finalizer).
+    """
+
+    def __init__(self) -> None:
+        self.heeded = True
+        self._asked = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: raise StopRequestedError for the first one that is heeded."""
         del number, frame
-        if heeded:
-            heeded = False
+        if self.heeded and not self._asked:
+            self._asked = True
             raise StopRequestedError
 
-    def ignore() -> None:
-        nonlocal heeded
-        heeded = False
+    def check(self) -> None:
+        """Raise StopRequestedError when a signal was heeded before."""
+        if self._asked:
+            raise StopRequestedError
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield ignore
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class _Stack:
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, stop: _Stop) -> None:
+        self._home, self._stop = home, stop
         self._clock, self._entropy = SystemClock(), SystemEntropy()
         self._store: Seaweed | None = None
         self._server: subprocess.Popen[bytes] | None = None
@@ -154,8 +165,10 @@ class _Stack:
         self._store.start(self._entropy)
         profile = _prepare_database(home)
         self._store.wait_ready()
+        self._stop.check()
         self._server = _start_server(home)
-        _await_ready(state.port, self._server, self._log)
+        _await_ready(state.port, self._server, self._log, self._stop)
+        self._stop.check()
         line = json.dumps(_ready(home, state, profile), separators=(",", ":"))
         write_file(home / READY, line.encode() + b"\n", mode=0o644)
         sys.stdout.write(line + "\n")
@@ -164,6 +177,7 @@ class _Stack:
     def watch(self) -> None:
         """Return never: raises when a child ends, or when the stack is told to stop."""
         while True:
+            self._stop.check()
             if self._server is None or self._server.poll() is not None:
                 raise Unavailable("the HTTP server ended by itself", why=f"see {self._log}")
             if self._store is None or self._store.pid is None:
@@ -258,7 +272,7 @@ def _await_free(port: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path, stop: _Stop) -> None:
     """Return once the server answers a real request that it is ready.
 
     Raises:
@@ -266,6 +280,7 @@ def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     """
     deadline = time.monotonic() + START_SECONDS
     while not _is_ready(port):
+        stop.check()
         if server.poll() is not None:
             raise Unavailable("the HTTP server does not start", why=f"see {log}")
         if time.monotonic() > deadline:

@@ -40,10 +40,10 @@ except BrokerError as exc:
 class Stack:
     """One `broker dev` as a child of the test."""
 
-    def __init__(self, home: Path, **env: str) -> None:
+    def __init__(self, home: Path, *, program: str = PROGRAM, **env: str) -> None:
         self.home = home
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(home)],
+            [sys.executable, "-c", program, str(home)],
             cwd=ROOT,
             env={**os.environ, **env},
             stdout=subprocess.PIPE,
@@ -184,6 +184,18 @@ def test_a_stop_during_the_start_leaves_nothing(home: Path) -> None:
     assert (status, errors) == (0, "")
     assert seconds < STOP_SECONDS
     assert _gone(family, timeout=1)
+    assert not (home / "ready.json").exists()
+
+
+def test_a_stop_that_arrives_where_exceptions_are_ignored_is_heeded(home: Path) -> None:
+    # Python drops what a function raises that runs after a fork, and with it the signal's exception.
+    stop_in_a_fork = """
+import os, signal
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+"""
+    stack = Stack(home, program=stop_in_a_fork + PROGRAM)
+    stack.process.communicate(timeout=60)
+    assert stack.process.returncode == 0
     assert not (home / "ready.json").exists()
 
 
