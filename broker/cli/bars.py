@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -106,6 +108,27 @@ class _Bars:
         for path in list(self._files):
             self._end(path)
         self._total.close()
+
+
+@contextmanager
+def counting(out: Output, what: str, *, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for things that are counted; nothing where nobody looks.
+
+    Yields:
+        Whom to tell (done, total); None when nobody is to be told.
+    """
+    if out.quiet or not is_terminal(sys.stderr):
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=f" {unit}", leave=False, file=sys.stderr, dynamic_ncols=_knows_width()) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move
 
 
 def _bar(name: str, total: int, *, position: int) -> Any:

@@ -11,6 +11,8 @@ import click
 
 from broker import limits
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.ledger_export import export, verify_export
+from broker.cli.options import pinned_key
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
 ROW_MEMBERS: Final = (
@@ -46,8 +48,12 @@ _ROWS: Final = (
 def ledger() -> None:
     """The record: who asked for what, what was decided, and proof that nobody changed it.
 
-    All but checkpoint and verify-receipt need the auditor role, and are recorded themselves.
+    All but checkpoint, verify-receipt and verify-export need the auditor role, and are recorded themselves.
     """
+
+
+ledger.add_command(export)
+ledger.add_command(verify_export)
 
 
 @ledger.command(
@@ -246,7 +252,7 @@ def verify_receipt(call: Invocation, file: Path, *, vkey: str | None) -> None:
     from broker.canonical import b64url
     from broker.client.ledger import read_receipt
 
-    found = read_receipt(_read_receipt(file), vkey or _pinned_key(call))
+    found = read_receipt(_read_receipt(file), vkey or pinned_key(call))
     value = {
         "ok": True,
         "index": found.index,
@@ -260,12 +266,6 @@ def verify_receipt(call: Invocation, file: Path, *, vkey: str | None) -> None:
 
 def _after(first: str, rest: Iterable[str]) -> Iterator[str]:
     return itertools.chain([first], rest)
-
-
-def _pinned_key(call: Invocation) -> str:
-    from broker.client.settings import find_profile
-
-    return find_profile(call.profile).vkey
 
 
 def _read_receipt(file: Path) -> str:

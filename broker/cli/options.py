@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final, overload
+from typing import TYPE_CHECKING, Final, overload
 
 import click
 
 from broker import limits
+
+if TYPE_CHECKING:
+    from broker.cli.command import Invocation
 
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(?:([KMGT])iB)?", re.IGNORECASE)
 _POWER: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -136,3 +139,10 @@ purpose_option = click.option(
     envvar="BROKER_PURPOSE",
     help=f"Why; recorded, and a matter of policy (at most {limits.MAX_PURPOSE} bytes).",
 )
+
+
+def pinned_key(call: Invocation) -> str:
+    """The log key that the profile pins: for commands that need no server."""
+    from broker.client.settings import find_profile
+
+    return find_profile(call.profile).vkey

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from broker import limits
-from broker.canonical import Json, b64url, parse_b64url, parse_json_object
+from broker.canonical import Json, b64url, drop_absent, parse_b64url, parse_json_object
+from broker.client import export
 from broker.client.session import Session
 from broker.client.settings import Profile
-from broker.client.trust import LogMemory
-from broker.errors import BrokerError, IntegrityFailure, MalformedRequest, NotFound, Unreachable
+from broker.client.static_log import write_new
+from broker.client.trust import LogMemory, check_entry
+from broker.errors import (
+    BrokerError,
+    IntegrityFailure,
+    MalformedRequest,
+    NotFound,
+    Unreachable,
+    UsageError,
+)
 from broker.ledger import note, receipt
 from broker.ledger.audit import Auditor, Verdict
+from broker.ledger.certificate import Sample
 from broker.ledger.note import TreeHead
+from broker.ledger.query import parse_query
 from broker.model import IndexRow
 
 PAGE: Final = 5000
@@ -117,6 +130,66 @@ class LedgerClient:
         text = self._session.get_public("/ledger/checkpoint").text()
         self._log.observe(text)
         return text
+
+    # -- exports ----------------------------------------------------------------------------------------
+
+    def export(
+        self,
+        folder: Path,
+        *,
+        format: Literal["tiles", "jsonl", "csv"] = "tiles",
+        query: str = "",
+        sample: Sample | None = None,
+        on_progress: export.Progress | None = None,
+    ) -> export.Verified:
+        """Take the whole log home, and what a query gives over it; it is recorded that this was done.
+
+        Everything is verified while it is written. The certificate comes last, and after it the receipt
+        of the entry that records the export.
+
+        Args:
+            folder: Empty, or not there yet.
+            format: ``tiles`` for the log alone; else also a file of the rows that match.
+            query: As for :meth:`search`; durations count back from now.
+            sample: Only so many of the rows that match, drawn by a seed.
+            on_progress: Told (entries read, entries in all).
+
+        Raises:
+            IntegrityFailure: What the server sends is not what it signed.
+            UsageError: The folder is not empty, or a query or sample is asked for without rows.
+            DiskFull: The folder cannot hold it.
+        """
+        parsed = parse_query(query, now=self._session.clock.now())
+        if format == "tiles" and (query or sample is not None):
+            raise UsageError("an export of tiles is the whole log", next="--format jsonl or csv")
+        text = self.checkpoint()
+        head = note.open_head(text, self._profile.vkey)
+        export.write_log(folder, self._entries(head.size), text, head, on_progress=on_progress)
+        made, digest = None, hashlib.sha256(text.encode()).hexdigest()
+        if format != "tiles":
+            made = export.write_rows(folder, self._profile.vkey, query=parsed, format=format, sample=sample)
+            digest = hashlib.sha256(made.to_bytes()).hexdigest()
+        members = {"format": format, "size": head.size, "digest": f"sha256:{digest}"}
+        write_new(folder / export.RECEIPT, self._record_export(members).encode())
+        return export.Verified(head=head, certificate=made)
+
+    def _entries(self, size: int) -> Iterator[list[bytes]]:
+        for start in range(0, size, PAGE):
+            stop = min(start + PAGE, size)
+            lines = self._session.lines(
+                "/v1/ledger/leaves", {"start": start, "stop": stop}, longest=_LONGEST_LINE
+            )
+            yield [_bytes(_parse_row(line).get("e")) for line in lines if line]
+
+    def _record_export(self, members: Json) -> str:
+        have = self._log.have()
+        body = drop_absent({**members, "request_id": self._session.request_id(), "have": have})
+        answer = self._session.write("POST", "/v1/ledger/exports", body)
+        verified = self._log.accept(
+            answer.get("receipt"), have=have, consistency=answer.get("consistency", [])
+        )
+        check_entry(verified.entry, {"type": "export", "digest": members["digest"]})
+        return str(answer["receipt"])
 
     # -- the whole log ----------------------------------------------------------------------------------
 

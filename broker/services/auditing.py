@@ -6,13 +6,13 @@ Every such read is itself recorded: one entry for each auditor, query and hour.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from broker import limits
 from broker.canonical import Json, b64url, canonical_bytes, format_time, parse_json
 from broker.drafts import Draft, RequestKey
-from broker.errors import BrokerError, IntegrityFailure, InvalidRequest, NotFound
+from broker.errors import BrokerError, IntegrityFailure, InternalError, InvalidRequest, NotFound
 from broker.identity import scope
 from broker.ledger import entry as entries
 from broker.ledger import merkle, receipt
@@ -34,7 +34,7 @@ MAX_LEAVES: Final = 5000
 _HOUR: Final = 3_600_000
 
 
-def _authorize(
+def authorize(
     house: House, request: authn.SignedRequest, right: str, query: str, *, to_verify: bool = False
 ) -> authn.Caller:
     """The caller may audit; the read is on record before its answer is made.
@@ -47,39 +47,66 @@ def _authorize(
         ScopeExceeded, Denied: Recorded refusals.
         IntegrityFailure: The stored log contradicts itself, and this read would not help to find out where.
     """
-    refusal: list[BrokerError] = []
-    callers: list[authn.Caller] = []
-    allowed: list[authn.Caller] = []
+    attempt = AuditAttempt(house, request, right)
+    try:
+        decide_and_append(
+            house,
+            lambda view: attempt.decide(view, lambda caller: _query_draft(house, caller, right, query)),
+        )
+    except IntegrityFailure:
+        # I10: nothing is released any more, and whoever may audit can still say which entry it is.
+        if not to_verify or attempt.caller is None:
+            raise
+    return attempt.allowed_caller()
 
-    def decide(view: View) -> Draft:
-        refusal.clear()
-        allowed.clear()
-        caller = authn.authenticate(house, view, request)
-        callers[:] = [caller]
+
+class AuditAttempt:
+    """One request of an auditor while it is decided, possibly several times.
+
+    Attributes:
+        caller: Who asks, once policy and token allow it; None before, and after a refusal.
+    """
+
+    def __init__(self, house: House, request: authn.SignedRequest, right: str) -> None:
+        self._house, self._request, self._right = house, request, right
+        self._refusal: BrokerError | None = None
+        self.caller: authn.Caller | None = None
+
+    def decide(self, view: View, make: Callable[[authn.Caller], Draft]) -> Draft:
+        """What ``make`` drafts for a caller who may audit; for another, the denial."""
+        self.caller = self._refusal = None
+        caller = authn.authenticate(self._house, view, self._request)
         answer = None
         try:
-            scope.permits(caller.levels, scope.Ask(type=scope.LEDGER, action=right))
+            scope.permits(caller.levels, scope.Ask(type=scope.LEDGER, action=self._right))
             answer = deciding.decide(
-                house, view, caller.principal, "audit", policy.LedgerTarget(), network=request.network
+                self._house,
+                view,
+                caller.principal,
+                "audit",
+                policy.LedgerTarget(),
+                network=self._request.network,
             )
             if not answer.allowed:
                 raise answer.refusal("reading the ledger")
         except denials.REFUSALS as error:
-            refusal.append(error)
-            return denials.denial_draft(house, caller, error=error, action="audit", answer=answer)
-        draft = _query_draft(house, caller, right, query)
-        allowed.append(caller)
+            self._refusal = error
+            return denials.denial_draft(self._house, caller, error=error, action="audit", answer=answer)
+        draft = make(caller)
+        self.caller = caller
         return draft
 
-    try:
-        decide_and_append(house, decide)
-    except IntegrityFailure:
-        # I10: nothing is released any more, and whoever may audit can still say which entry it is.
-        if not to_verify or not allowed:
-            raise
-    if refusal:
-        raise refusal[0]
-    return callers[0]
+    def allowed_caller(self) -> authn.Caller:
+        """The caller, after what was decided is on record.
+
+        Raises:
+            ScopeExceeded, Denied: It was a refusal.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if self.caller is None:
+            raise InternalError("an auditor's request was recorded without a decision")
+        return self.caller
 
 
 def _query_draft(house: House, caller: authn.Caller, right: str, query: str) -> Draft:
@@ -124,7 +151,7 @@ def search(
     if not 1 <= limit <= limits.MAX_PAGE:
         raise InvalidRequest(f"limit is from 1 to {limits.MAX_PAGE}")
     parse_query(text, now=house.clock.now())
-    _authorize(house, request, "search", text)
+    authorize(house, request, "search", text)
     with house.ledger.view() as view:
         query = parse_query(text, now=view.now)
         page = view.search(query, after=-1 if after is None else after, limit=limit)
@@ -143,7 +170,7 @@ def show_entry(house: House, request: authn.SignedRequest, index: int) -> Json:
     Raises:
         NotFound: The log is not that long.
     """
-    _authorize(house, request, "read", f"entry {index}")
+    authorize(house, request, "read", f"entry {index}")
     with house.ledger.view() as view:
         recorded = _prove(house, view, index)
         found = recorded.entry
@@ -183,7 +210,7 @@ def inclusion(house: House, request: authn.SignedRequest, index: int) -> Json:
     Raises:
         NotFound: The log is not that long.
     """
-    _authorize(house, request, "prove", f"inclusion {index}")
+    authorize(house, request, "prove", f"inclusion {index}")
     with house.ledger.view() as view:
         return {"receipt": _prove(house, view, index).receipt}
 
@@ -223,7 +250,7 @@ def leaves(
     """
     if not 0 <= start <= stop or stop - start > MAX_LEAVES:
         raise InvalidRequest(f"at most {MAX_LEAVES} rows are read at once")
-    _authorize(house, request, "read", "verify", to_verify=True)
+    authorize(house, request, "read", "verify", to_verify=True)
     lines: list[bytes] = []
     with house.ledger.view() as view:
         # The search rows are merged by index: one that is missing or too many shows as what it is.
@@ -256,7 +283,7 @@ def hashes(house: House, request: authn.SignedRequest, level: int, start: int, s
     """
     if not 0 <= start <= stop or stop - start > MAX_LEAVES or level < 0:
         raise InvalidRequest(f"at most {MAX_LEAVES} hashes are read at once")
-    _authorize(house, request, "read", "verify", to_verify=True)
+    authorize(house, request, "read", "verify", to_verify=True)
     with house.ledger.view() as view:
         try:
             return {"hashes": [b64url(node) for node in view.hashes(level, start, stop)]}
@@ -266,7 +293,7 @@ def hashes(house: House, request: authn.SignedRequest, level: int, start: int, s
 
 def heads(house: House, request: authn.SignedRequest) -> Json:
     """Every signed tree head that was kept, and the newest, ascending by size."""
-    _authorize(house, request, "read", "verify", to_verify=True)
+    authorize(house, request, "read", "verify", to_verify=True)
     with house.ledger.view() as view:
         kept = dict(view.heads())
         tail = view.tail()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -164,7 +165,7 @@ class _Door:
     def answer(self, route: Route, **values: str) -> Response:
         """The answer of one declared route."""
         if isinstance(route.access, Public):
-            found = self._answer_public(route)
+            found = self._answer_public(route, values)
         else:
             found = self._answer_signed(route, values)
         if isinstance(found, Response):
@@ -172,7 +173,7 @@ class _Door:
         text = json.dumps(found, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         return Response(text, content_type=problems.JSON)
 
-    def _answer_public(self, route: Route) -> Any:
+    def _answer_public(self, route: Route, values: Mapping[str, str]) -> Any:
         environ = flask_request.environ
         if (
             route.local_only
@@ -182,7 +183,7 @@ class _Door:
             raise NoSuchRoute
         g.anonymous = False
         handler: Any = route.handler
-        return handler(self._public)
+        return handler(replace(self._public, values=values) if values else self._public)
 
     def _answer_signed(self, route: Route, values: Mapping[str, str]) -> Any:
         signed = requests.read_signed_request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from werkzeug.wrappers import Response
 
 from broker.canonical import Json
-from broker.services import auditing
+from broker.services import auditing, exports
 from broker.web import models
 from broker.web.calls import Call
 from broker.web.requests import parse_index
@@ -42,6 +42,20 @@ def hashes(call: Call) -> Json:
     """Stored interior hashes, for verification."""
     query: models.HashesQuery = call.query
     return auditing.hashes(call.house, call.request, query.level, query.start, query.stop)
+
+
+def export(call: Call) -> Json:
+    """An export, put on record."""
+    body: models.ExportBody = call.body
+    return exports.record_export(
+        call.house,
+        call.request,
+        request_id=body.request_id,
+        format=body.format,
+        size=body.size,
+        digest=body.digest,
+        have=body.have,
+    )
 
 
 def heads(call: Call) -> Json:

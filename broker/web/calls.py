@@ -83,6 +83,8 @@ class PublicCall:
     readiness: Readiness
     routes: tuple[Route, ...]
     """Every route that is served."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Variable parts of the path, decoded."""
 
 
 Handler = Callable[[Call], Json | Response]

@@ -237,6 +237,14 @@ class IssuerBody(Recorded):
     mapping: Annotated[dict[str, Any], Field(description="broker/issuer-map/v1")]
 
 
+class ExportBody(Recorded):
+    """What an auditor takes home."""
+
+    format: Literal["tiles", "jsonl", "csv"]
+    size: Annotated[int, Field(ge=0, le=limits.MAX_TREE_SIZE)]
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
 class RevocationBody(Recorded):
     """Exactly one thing to revoke."""
 

@@ -21,6 +21,7 @@ from broker.web import (
     public,
     publishers,
     readers,
+    tiles,
 )
 from broker.web.calls import Access, Handler, Method, Needs, Own, Proof, Public, PublicHandler, Route
 
@@ -61,6 +62,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route(f"GET {public.PROTECTED_RESOURCE}", _PUBLIC, public.protected_resource),
     _route("GET /oauth/jwks", _PUBLIC, public.jwks),
     _route("GET /ledger/checkpoint", _PUBLIC, public.checkpoint),
+    _route("GET /ledger/tile/<level>/<path:place>", _PUBLIC, tiles.hash_tile),
     # -- tokens
     _route("POST /oauth/token", _TOKEN, oauth.issue_token, form=True),
     _route("POST /oauth/introspect", _TOKENS, oauth.introspect_token, form=True),
@@ -115,6 +117,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET /v1/ledger/leaves", _LEDGER, auditors.leaves, query=models.LeavesQuery),
     _route("GET /v1/ledger/hashes", _LEDGER, auditors.hashes, query=models.HashesQuery),
     _route("GET /v1/ledger/heads", _LEDGER, auditors.heads),
+    _route("POST /v1/ledger/exports", _LEDGER, auditors.export, body=models.ExportBody),
+    _route("GET /ledger/tile/entries/<path:place>", _LEDGER, tiles.entry_bundle),
     _route("GET /v1/ledger/proof/inclusion/<index>", _PROVE, auditors.inclusion),
     _route(
         "GET /v1/ledger/proof/consistency",

@@ -19,6 +19,7 @@ CONTRACT = """
 login whoami ls info put get cat verify exec agent can serve dev demo completion
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
+ledger:export ledger:verify-export
 policy:validate policy:fmt policy:show policy:apply policy:test
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
@@ -156,7 +157,7 @@ def test_completion_scripts_name_the_program(shell: str) -> None:
 def test_completion_completes() -> None:
     env = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": "broker ledger ver", "COMP_CWORD": "2"}
     done = run(env=env)
-    assert done.stdout.splitlines() == ["plain,verify", "plain,verify-receipt"]
+    assert done.stdout.splitlines() == ["plain,verify", "plain,verify-export", "plain,verify-receipt"]
 
 
 def test_help_at_a_terminal_says_the_same() -> None:

@@ -1,0 +1,172 @@
+"""The whole log in a folder: tiles, entry bundles and the checkpoint that signs them.
+
+The layout is that of C2SP tlog-tiles, so any static web server can serve the folder as a log, and any
+tool that reads tiles can verify it. Source: C2SP tlog-tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from broker import limits
+from broker.errors import DiskFull, IntegrityFailure, UsageError
+from broker.ledger import note, tiles
+from broker.ledger.note import TreeHead
+from broker.ledger.tiles import ENTRIES, Tile, TileBuilder
+
+CHECKPOINT: Final = "checkpoint"
+
+OnEntries = Callable[[int, Sequence[bytes]], None]
+"""Takes (index of the first, entries) of the next stretch of the log."""
+
+
+def open_folder(folder: Path) -> None:
+    """Make ``folder`` for an export; one that is there must be empty.
+
+    Raises:
+        UsageError: It holds something already, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(
+                f"the folder {folder} is not empty",
+                why="what is in it could be taken for a part of the export",
+                next="choose a folder that is empty or does not exist",
+            )
+    except OSError as exc:
+        raise UsageError(f"cannot write {folder}", why=exc.strerror) from exc
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file of an export.
+
+    Raises:
+        DiskFull: It cannot be written whole.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+    except OSError as exc:
+        raise DiskFull(f"cannot write {path}", why=exc.strerror) from exc
+
+
+class LogWriter:
+    """Writes a log into an empty folder as its entries come.
+
+    Crash here: without its checkpoint, which :meth:`finish` writes last, a folder is no log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._builder = TileBuilder(self._write)
+        self.size = 0
+
+    def add(self, entries: Sequence[bytes]) -> None:
+        """The next entries, in their order."""
+        self._builder.add(entries)
+        self.size += len(entries)
+
+    def finish(self, head_note: str, head: TreeHead) -> None:
+        """Write what is left, and the checkpoint if it signs exactly these entries.
+
+        Raises:
+            IntegrityFailure: It does not: no checkpoint is written.
+        """
+        frontier = self._builder.finish()
+        if (frontier.size, frontier.root()) != (head.size, head.root):
+            raise IntegrityFailure(
+                "the entries that were read are not those that the checkpoint signs",
+                why=f"{frontier.size} entries were read, {head.size} are signed",
+                next="broker ledger verify",
+            )
+        write_new(self._folder / CHECKPOINT, head_note.encode())
+
+    def _write(self, tile: Tile, data: bytes) -> None:
+        write_new(self._folder / tiles.tile_path(tile), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticLog:
+    """A folder that was verified.
+
+    Attributes:
+        head: The tree head that signs all of it.
+        note: The checkpoint's text.
+        entries: Whether the entries are in it too, or their hashes only.
+    """
+
+    head: TreeHead
+    note: str
+    entries: bool
+
+
+def verify_static_log(folder: Path, vkey: str, *, on_entries: OnEntries | None = None) -> StaticLog:
+    """Verify a log in a folder, offline, in bounded memory: every file, against the signed root.
+
+    Args:
+        folder: The folder that holds ``checkpoint`` and ``tile/``.
+        vkey: The log's verifier key.
+        on_entries: Gets the entries as they are read. What it is told is proven only when this function
+            returns.
+
+    Raises:
+        IntegrityFailure: A file is missing, has other bytes than the entries give, or the root is not
+            the signed one; the message names the first.
+        UsageError: There is no log in the folder.
+    """
+    text = _read_checkpoint(folder)
+    head = note.open_head(text, vkey)
+    has_entries = (folder / "tile" / "entries").is_dir()
+    if on_entries is not None and not has_entries:
+        raise IntegrityFailure(f"the log in {folder} has no entries, only their hashes")
+    builder = TileBuilder(_comparer(folder))
+    lowest = ENTRIES if has_entries else 0
+    for tile in tiles.tiles_for(0, head.size):
+        if tile.level != lowest:
+            continue
+        data = _read(folder, tile)
+        if has_entries:
+            entries = tiles.parse_bundle(data, tile)
+            builder.add(entries)
+            if on_entries is not None:
+                on_entries(tile.start, entries)
+        else:
+            builder.add_hashes(tiles.parse_tile_bytes(data, tile))
+    if builder.finish().root() != head.root:
+        raise IntegrityFailure(f"the log in {folder} does not give the root that its checkpoint signs")
+    return StaticLog(head=head, note=text, entries=has_entries)
+
+
+def _comparer(folder: Path) -> Callable[[Tile, bytes], None]:
+    def compare(tile: Tile, data: bytes) -> None:
+        if _read(folder, tile) != data:
+            raise IntegrityFailure(f"{folder / tiles.tile_path(tile)} is not what the entries give")
+
+    return compare
+
+
+def _read_checkpoint(folder: Path) -> str:
+    try:
+        with open(folder / CHECKPOINT, "rb") as file:
+            return file.read(limits.MAX_NOTE + 1).decode("utf-8", "replace")
+    except OSError as exc:
+        raise UsageError(
+            f"there is no log in {folder}",
+            why=f"its file {CHECKPOINT} cannot be read: {exc.strerror}",
+            next="give the folder of an export that came to its end",
+        ) from exc
+
+
+def _read(folder: Path, tile: Tile) -> bytes:
+    path = folder / tiles.tile_path(tile)
+    try:
+        with open(path, "rb") as file:
+            # One byte more than the largest: a file that is too long is not taken for a whole one.
+            return file.read(tiles.MAX_BUNDLE + 1)
+    except OSError as exc:
+        raise IntegrityFailure(f"{path} cannot be read", why=exc.strerror) from exc
