@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, fetch
+from bench import agent, fetch, ledger
 
-BENCHMARKS = {"fetch": fetch.run, "agent": agent.run}
+BENCHMARKS = {"fetch": fetch.run, "agent": agent.run, "ledger": ledger.run}
 
 
 def main() -> int:

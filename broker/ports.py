@@ -42,6 +42,24 @@ class Entropy(Protocol):
         """A random UUID."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many search rows answer a query, in groups.
+
+    Attributes:
+        total: Rows that match.
+        groups: (value, rows) of the groups that are named; the value of an hour or day is its first
+            millisecond, that of rows without the member is None.
+        unnamed: Groups that match too and are not named.
+        unnamed_rows: Their rows.
+    """
+
+    total: int
+    groups: tuple[tuple[str | int | None, int], ...]
+    unnamed: int
+    unnamed_rows: int
+
+
 class LedgerReader(Protocol):
     """The append-only log as stored; what it returns is not yet proven to be what was written."""
 
@@ -74,6 +92,13 @@ class LedgerReader(Protocol):
 
     def search(self, query: Query, *, after: int, limit: int) -> list[tuple[int, IndexRow]]:
         """Matching rows with index > after, ascending, at most ``limit``. Served by indices."""
+
+    def count(self, query: Query, *, by: str, top: int) -> Counts:
+        """All matching rows in groups by one of ``broker.ledger.query.GROUPINGS``.
+
+        The ``top`` largest groups are named, the largest first; of hours and days the newest, in the
+        order of time.
+        """
 
 
 class View(LedgerReader, Protocol):

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
 from broker import jose, limits, sandbox
 from broker.canonical import Json
-from broker.config import Facts, Settings, VaultSettings, check_production
+from broker.config import Facts, Settings, StoreSettings, VaultSettings, check_production
 from broker.db import migrate
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
@@ -22,13 +23,17 @@ from broker.ledger import merkle, note
 from broker.model import Principal
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
+from broker.ports import TreeHeadStore
 from broker.runtime import SystemClock, SystemEntropy
 from broker.services import founding
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
-from broker.storage.heads import FolderHeads
-from broker.storage.presign import Credentials, Presigner
+from broker.storage.heads import FolderHeads, S3Heads
+from broker.storage.presign import Credentials, CredentialSource, Presigner
 from broker.storage.s3 import S3Store, chain_credentials
+
+_HEADS_READ_SECONDS: Final = 3.0
+"""How long the store of tree heads may be silent in one try: a request may be waiting for it."""
 
 
 class MerkleRules:
@@ -202,13 +207,14 @@ def _join(settings: Settings) -> Wired:
         check_policy=check_policy,
         issuer=settings.token_issuer,
         public_urls=settings.public_urls,
-        heads=FolderHeads(settings.tree_heads) if settings.tree_heads else None,
+        heads=_heads(settings),
         lease_window=settings.lease_window,
         nonces_required=settings.needs_nonces,
         protected_changes=settings.mode == "dev" or settings.unsafe_single_admin,
         **_store(settings),
     )
-    house = replace(house, keep_head=HeadKeeper(house).keep)
+    keeper = HeadKeeper(house, expect=ledger.expect, max_lag=int(settings.heads_max_lag * 1000))
+    house = replace(house, keep_head=keeper.keep)
 
     def close() -> None:
         ledger.close()
@@ -223,21 +229,40 @@ def _token_keys(keys: tuple[jose.PrivateKey, ...]) -> TokenKeys:
     return TokenKeys(current=current, kid=current.jkt, accepted={key.jkt: key.jwk for key in keys})
 
 
-def _store(settings: Settings) -> Json:
-    store = settings.store
+def _heads(settings: Settings) -> TreeHeadStore | None:
+    if settings.tree_heads is not None:
+        return FolderHeads(settings.tree_heads)
+    place = settings.heads_store
+    if place is None:
+        return None
+    store = S3Store(
+        endpoint=place.endpoint,
+        region=place.region,
+        bucket=place.bucket,
+        credentials=_credentials(place),
+        path_style=place.path_style,
+        attempts=2,
+        read_seconds=_HEADS_READ_SECONDS,
+    )
+    return S3Heads(store, origin=settings.log_origin)
+
+
+def _credentials(store: StoreSettings) -> CredentialSource:
     if store.access_key is not None and store.secret_key is not None:
         fixed = Credentials(
             access_key=store.access_key.get_secret_value(), secret_key=store.secret_key.get_secret_value()
         )
 
-        def credentials() -> Credentials:
-            return fixed
-    else:
-        credentials = chain_credentials()
+        return lambda: fixed
+    return chain_credentials()
+
+
+def _store(settings: Settings) -> Json:
+    store = settings.store
     common: Json = {
         "region": store.region,
         "bucket": store.bucket,
-        "credentials": credentials,
+        "credentials": _credentials(store),
         "path_style": store.path_style,
     }
     presigner = Presigner(endpoint=store.client_endpoint, **common)

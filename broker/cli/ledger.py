@@ -11,6 +11,7 @@ import click
 
 from broker import limits
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.options import pinned_key
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
@@ -52,6 +53,7 @@ def ledger() -> None:
     """
 
 
+ledger.add_command(count)
 ledger.add_command(export)
 ledger.add_command(verify_export)
 
@@ -62,6 +64,7 @@ ledger.add_command(verify_export)
         "broker ledger search actor:ana artifact:acme/llama-7b --since 24h",
         "broker ledger search 'decision:deny type:denial \"evaluation\"' -o csv",
         "broker ledger search --since 30d -o jsonl > month.jsonl",
+        "broker ledger search decision:deny --since 1h --follow",
     )
 )
 @click.argument("query", nargs=-1)
@@ -74,6 +77,7 @@ ledger.add_command(verify_export)
     type=click.IntRange(1),
     help=f"At most N rows: {limits.DEFAULT_PAGE} unless given, with -o jsonl all of them.",
 )
+@click.option("--follow", is_flag=True, help="All that match, then new ones as they come, until Ctrl-C.")
 @click.pass_obj
 def search(
     call: Invocation,
@@ -83,12 +87,16 @@ def search(
     until: str | None,
     after: int | None,
     limit: int | None,
+    follow: bool,
 ) -> None:
     """Find entries.
 
     QUERY: actor: artifact: version: decision: type: action: grant: key: purpose: since: until: and free
     text; all must match. Rows ascend by index; -o jsonl streams every page.
     """
+    if follow:
+        _follow(call, " ".join(query), since=since, after=after, ends=until is not None or limit is not None)
+        return
     pages = _pages(
         call, " ".join(query), since=since, until=until, after=after, limit=_most(call.out.format, limit)
     )
@@ -106,6 +114,28 @@ def search(
     call.out.rows(shown, _ROWS, whole=lambda _: whole, members=ROW_MEMBERS, empty="no entry matches")
     if last["next_after"] is not None:
         call.out.say(f"there is more; next: --after {last['next_after']} (or -o jsonl for all)")
+
+
+def _follow(call: Invocation, text: str, *, since: str | None, after: int | None, ends: bool) -> None:
+    from broker.errors import UsageError
+
+    if ends or call.out.format not in ("text", "jsonl"):
+        raise UsageError("--follow has no end", next="without --until and --limit, as text or -o jsonl")
+    rows = call.client.ledger.follow(
+        text,
+        since=since,
+        after=after,
+        on_trouble=lambda exc: call.out.say(f"waiting for the server: {safe(exc.what)}"),
+    )
+    for row in rows:
+        # Each row is flushed by itself: somebody waits for it at the other end of a pipe.
+        call.out.write_text(f"{safe_json(row) if call.out.format == 'jsonl' else _followed(row)}\n")
+
+
+def _followed(row: Mapping[str, Any]) -> str:
+    shown = {**row, "what": _what(row), "reason": _reason(row)}
+    cells = (safe(column.show(shown.get(column.name))) for column in _ROWS)
+    return "  ".join(cell for cell in cells if cell)
 
 
 def _most(format: str, limit: int | None) -> int | None:

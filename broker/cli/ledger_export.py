@@ -89,8 +89,9 @@ def export(
 def verify_export(call: Invocation, folder: Path, *, vkey: str | None) -> None:
     """Verify an export offline.
 
-    Every entry is hashed into the signed root, and the rows and the sample are derived again. The exit status is 6 when it is not what the log's key signed. It says nothing about what happened
-    after the export: compare its tree head with a newer one for that.
+    Every entry is hashed into the signed root, and the rows and the sample are derived again. The exit
+    status is 6 when it is not what the log's key signed. It says nothing about what happened after the
+    export: compare its tree head with a newer one for that.
     """
     from broker.client.export import verify_export as verify
 

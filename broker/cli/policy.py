@@ -14,6 +14,7 @@ import click
 from broker.cli.command import BrokerGroup, Invocation
 from broker.cli.options import read_file
 from broker.cli.output import Column, counted, safe, safe_lines
+from broker.cli.policy_reach import what_can, who_can
 from broker.cli.server_side import needs_server
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_t
 )
 def policy() -> None:
     """Policies in Cedar: a folder of NAME.cedar files and schema.cedarschema, tests below tests/."""
+
+
+policy.add_command(who_can)
+policy.add_command(what_can)
 
 
 @policy.command(examples=("broker policy validate policies", "broker policy validate policies -o json"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,6 +12,7 @@ from typing import Any, Final, Literal
 from broker import limits
 from broker.canonical import Json, b64url, drop_absent, parse_b64url, parse_json_object
 from broker.client import export
+from broker.client.following import follow_rows
 from broker.client.session import Session
 from broker.client.settings import Profile
 from broker.client.static_log import write_new
@@ -29,6 +31,7 @@ from broker.ledger.certificate import Sample
 from broker.ledger.note import TreeHead
 from broker.ledger.query import parse_query
 from broker.model import IndexRow
+from broker.names import Ref
 
 PAGE: Final = 5000
 """Rows that one request for leaves asks for."""
@@ -102,6 +105,35 @@ class LedgerClient:
             if after is None:
                 return
 
+    def follow(
+        self,
+        query: str = "",
+        *,
+        since: str | None = None,
+        after: int | None = None,
+        on_trouble: Callable[[BrokerError], Any] = lambda _: None,
+    ) -> Iterator[Json]:
+        """Every matching row, and those that are appended, for ever: see :func:`follow_rows`."""
+        return follow_rows(
+            lambda at, limit: self.search(query, since=since, after=at, limit=limit),
+            after=after,
+            wait=threading.Event().wait,
+            on_trouble=on_trouble,
+        )
+
+    def count(
+        self,
+        query: str = "",
+        *,
+        by: Literal["decision", "type", "principal", "artifact", "hour", "day"] = "decision",
+        since: str | None = None,
+        until: str | None = None,
+        top: int = limits.DEFAULT_PAGE,
+    ) -> Json:
+        """All matching entries in groups: ``{"by", "total", "groups", "rest", "size"}``."""
+        members = {"q": query or None, "since": since, "until": until, "by": by, "top": top}
+        return self._session.get("/v1/ledger/counts", members)
+
     def show(self, index: int) -> Json:
         """One entry, its record, and its receipt, which is verified before it is returned.
 
@@ -113,6 +145,16 @@ class LedgerClient:
         if verified.index != index or verified.entry != answer.get("entry"):
             raise IntegrityFailure("the entry that is shown is not the one that its receipt proves")
         return answer
+
+    def who_can(self, ref: Ref, *, action: str = "read", purpose: str = "", after: str | None = None) -> Json:
+        """One page of the principals whom policy would not refuse a version; see ``docs/http.md``."""
+        members = {"artifact": ref.artifact, "version": ref.version, "action": action, "after": after}
+        return self._session.get("/v1/policies/who-can", {**members, "purpose": purpose or None})
+
+    def what_can(self, principal: str, *, purpose: str = "", after: str | None = None) -> Json:
+        """One page of the artifacts whose newest version policy would not refuse a principal."""
+        members = {"principal": principal, "purpose": purpose or None, "after": after}
+        return self._session.get("/v1/policies/what-can", members)
 
     def prove(self, index: int) -> str:
         """A receipt of one entry: a ``tlog-proof`` text that verifies offline.

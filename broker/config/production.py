@@ -86,12 +86,13 @@ def find_refusals(settings: Settings, facts: Facts) -> list[Refusal]:
             "use PostgreSQL with the application role (docs/operations/database.md)",
         ),
         _refuse_if(
-            settings.tree_heads is None,
+            settings.tree_heads is None and settings.heads_store is None,
             "no-tree-head-store",
             "no store outside the database remembers tree heads",
-            "set tree_heads",
+            "set tree_heads or heads_store",
         ),
         _refuse_default_credentials(settings.store),
+        _refuse_default_credentials(settings.heads_store) if settings.heads_store else None,
         _refuse_if(
             facts.admins < 2 and not settings.unsafe_single_admin,
             "single-admin",

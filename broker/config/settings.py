@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Name of the transparency log. It never changes, whatever host or port the log is served from."""
     tree_heads: AbsolutePath | None = None
     """Folder outside the database's reach that remembers every signed tree head."""
+    heads_max_lag: float = Field(default=10.0, ge=0.0, le=300.0)
+    """Seconds for which the store of tree heads may fail before nothing more is released."""
     lease_window: int = Field(
         default=limits.DEFAULT_LEASE_WINDOW, ge=limits.SEGMENT_SIZE, le=limits.MAX_LEASE_BYTES
     )
@@ -74,6 +76,8 @@ class Settings(BaseSettings):
     """Protected changes may be made by one administrator alone."""
     store: StoreSettings
     """The object store."""
+    heads_store: StoreSettings | None = None
+    """A bucket that remembers every signed tree head, instead of the folder `tree_heads`."""
     keys: KeySettings
     """Where the broker's keys are."""
 
@@ -81,6 +85,8 @@ class Settings(BaseSettings):
     def _check_dev(self) -> Self:
         if self.mode == "dev" and self.host not in LOOPBACK:
             raise ValueError("in dev mode the server listens on loopback only")
+        if self.tree_heads is not None and self.heads_store is not None:
+            raise ValueError("either tree_heads or heads_store")
         return self
 
     @property
@@ -145,8 +151,8 @@ def _check_file(named: str | None) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         # The parser's message may quote the line.
         raise ConfigurationError(f"the settings file {named} is not TOML") from exc
-    store = found.get("store")
-    secret = "database_url" in found or (isinstance(store, dict) and "secret_key" in store)
+    stores = [found.get("store"), found.get("heads_store")]
+    secret = "database_url" in found or any(isinstance(s, dict) and "secret_key" in s for s in stores)
     if secret and stat.S_IMODE(mode) & 0o077:
         raise ConfigurationError(
             f"the settings file {named} has secrets and can be read by others", next=f"chmod 600 {named}"

@@ -65,6 +65,7 @@ class LedgerStore:
         self._clock: Final = clock
         self._queue: Final = CommitQueue(self._commit)
         self._seen: StoredTail | None = None
+        self._outside: tuple[int, bytes] = (0, b"")
         self._heads_lock: Final = threading.Lock()
         self._kept_head = -1
 
@@ -181,7 +182,26 @@ class LedgerStore:
                 failure = exc
         raise _unwritable() from failure
 
+    def expect(self, size: int, root: bytes) -> None:
+        """The log must go on from this head, which is known outside: checked under every tail lock (I10).
+
+        Args:
+            size: Entries of the head, which the stored log was seen to extend.
+            root: Its root, 32 bytes.
+        """
+        self._outside = max(self._outside, (size, root))
+
+    def _check_outside(self, tail: StoredTail) -> None:
+        size, root = self._outside
+        if tail.size < size or (tail.size == size and size and tail.root != root):
+            found = alarm(
+                "the ledger does not extend a tree head that is known outside",
+                why=f"it has {tail.size} entries, the head {size}",
+            )
+            raise RollbackDetected(found.what, why=found.why)
+
     def _check_no_rollback(self, tail: StoredTail) -> None:
+        self._check_outside(tail)
         seen = self._seen
         if seen is None or tail.size > seen.size or (tail.size == seen.size and tail.root == seen.root):
             return

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 
 from broker import limits
 from broker.db.tables import INDEXED, ledger_index
@@ -76,15 +76,23 @@ def search_statement(query: Query, *, after: int, limit: int) -> Select[Any] | N
 
     ``since`` is inclusive, ``until`` exclusive. At most ``limits.MAX_PAGE`` rows.
     """
+    condition = match_condition(query)
+    if condition is None:
+        return None
+    index = ledger_index.c.idx
+    page = max(0, min(limit, limits.MAX_PAGE))
+    return select(ledger_index).where(index > after, condition).order_by(index).limit(page)
+
+
+def match_condition(query: Query) -> ColumnElement[bool] | None:
+    """What a row must be to answer a query, or None when no row can."""
     wanted = {name: getattr(query, name) for name in INDEXED if getattr(query, name) is not None}
     if not all(is_storable(value) for value in (*wanted.values(), *query.text)):
         return None
-    conditions: list[ColumnElement[bool]] = [ledger_index.c.idx > after]
-    conditions += [ledger_index.c[name] == value for name, value in wanted.items()]
+    conditions: list[ColumnElement[bool]] = [ledger_index.c[name] == value for name, value in wanted.items()]
     conditions += _times(query, narrow=not wanted)
     conditions += [_contains(term) for term in query.text]
-    page = max(0, min(limit, limits.MAX_PAGE))
-    return select(ledger_index).where(and_(*conditions)).order_by(ledger_index.c.idx).limit(page)
+    return and_(true(), *conditions)
 
 
 def _times(query: Query, *, narrow: bool) -> list[ColumnElement[bool]]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, LargeBinary, Select, select
 from sqlalchemy import cast as sql_cast
 
 from broker.canonical import sha256_digest
+from broker.db.counting import count_statement, decode_counts
 from broker.db.macs import Macs, alarm
 from broker.db.rows import codec
 from broker.db.search import decode_index_row, search_statement
@@ -27,7 +28,7 @@ from broker.db.tail import read_now, read_tail
 from broker.db.values import is_storable
 from broker.errors import IntegrityFailure, InternalError, NotFound
 from broker.model import IndexRow, Query, Tail, Version
-from broker.ports import Clock
+from broker.ports import Clock, Counts
 
 R = TypeVar("R")
 
@@ -137,6 +138,15 @@ class SqlReader:
             return []
         rows = self._connection.execute(statement)
         return [(row.idx, decode_index_row(row._asdict())) for row in rows]
+
+    def count(self, query: Query, *, by: str, top: int) -> Counts:
+        """All matching rows in groups; the ``top`` largest are named, of hours and days the newest.
+
+        Raises:
+            InternalError: Nothing is grouped by that.
+        """
+        statement = count_statement(query, by=by, top=top)
+        return decode_counts([] if statement is None else self._connection.execute(statement).all(), by=by)
 
     def _range(self, wanted: Select[Any], column: Any, start: int, stop: int) -> Iterator[Any]:
         while start < stop:

@@ -35,6 +35,9 @@ FIELDS: Final[Mapping[str, str]] = {
 }
 """Field of a query's text -> member of :class:`broker.model.Query`."""
 
+GROUPINGS: Final = ("decision", "type", "principal", "artifact", "hour", "day")
+"""What matching rows are counted by; hours and days are those of UTC."""
+
 _EXACT: Final = ("principal", "artifact", "version", "decision", "type", "action", "grant", "jkt", "purpose")
 _TERM_RE: Final = re.compile(r'(?:([A-Za-z_]+):)?(?:"((?:[^"\\]|\\["\\])*)"|([^\s"]+))(?=\s|\Z)')
 _DURATION_RE: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")

@@ -145,9 +145,7 @@ def search(
     Raises:
         InvalidRequest: The query or the page is not valid.
     """
-    text = " ".join(
-        part for part in (q, f"since:{since}" if since else "", f"until:{until}" if until else "") if part
-    )
+    text = query_text(q, since=since, until=until)
     if not 1 <= limit <= limits.MAX_PAGE:
         raise InvalidRequest(f"limit is from 1 to {limits.MAX_PAGE}")
     parse_query(text, now=house.clock.now())
@@ -162,6 +160,13 @@ def search(
         "next_after": page[-1][0] if more else None,
         "size": size,
     }
+
+
+def query_text(q: str, *, since: str | None, until: str | None) -> str:
+    """The one query that a query and its times make together."""
+    return " ".join(
+        part for part in (q, f"since:{since}" if since else "", f"until:{until}" if until else "") if part
+    )
 
 
 def show_entry(house: House, request: authn.SignedRequest, index: int) -> Json:

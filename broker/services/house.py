@@ -22,6 +22,7 @@ from broker.ports import (
     TreeHeadStore,
 )
 from broker.services.denial_meter import DenialMeter
+from broker.services.guard import Guard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class House:
     """Whether changes that will need several people may be made by one (dev, unsafe_single_admin)."""
     keep_head: KeepHead = lambda *, force=False: None  # noqa: ARG005 - the house before it is wired
     """Keeps the newest signed head outside; called between record and release: what it raises stops it."""
+    guard: Guard = field(default_factory=Guard, repr=False)
+    """Whether this process may still serve: shut for good by a rollback or fork that was seen (I10)."""
     denial_meter: DenialMeter = field(default_factory=DenialMeter, repr=False)
     """Counts the denials of each principal in this process."""
     engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)

@@ -92,11 +92,14 @@ def check_have(house: House, view: View, have: str | None) -> None:
         return
     head = _open_have(house, have)
     if head.size > view.tail().size:
-        raise RollbackDetected(
+        found = RollbackDetected(
             "the ledger is smaller than a tree head that the caller holds",
             why=f"the caller saw {head.size} entries, the database has {view.tail().size}",
-            next="stop the broker and restore the newest database; see docs/operations/database.md",
+            next="stop the broker and restore the newest database; see docs/operations/rollback.md",
         )
+        # I10: one client that saw more is enough. We signed what it holds, so nobody else could say so.
+        house.guard.shut(found)
+        raise found
 
 
 def _open_have(house: House, have: str) -> note.TreeHead:
@@ -117,10 +120,17 @@ def append(house: House, draft: Draft) -> tuple[Appended, str]:
     Raises:
         What :meth:`Ledger.append` raises; nothing may be released then.
     """
-    appended = house.ledger.append(draft)
+    house.guard.check()
+    try:
+        appended = house.ledger.append(draft)
+    except RollbackDetected as found:
+        house.guard.shut(found)
+        raise
     # Crash here: a record without a release, safe and visible.
     if appended.index is None or appended.index >= appended.tail.size:
         raise LedgerUnavailable("the tail does not cover an entry of this request")
+    # I10: what was found while we waited for the commit stops the signature too.
+    house.guard.check()
     head = sign_head(house, appended.tail)
     house.keep_head()
     return appended, head

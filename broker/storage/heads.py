@@ -1,4 +1,4 @@
-"""A folder as the outside store of tree heads: one file for each size, written once."""
+"""The outside stores of tree heads, a folder or a bucket: one file or object for each size, written once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from broker.errors import LedgerUnavailable, RollbackDetected
+from broker.canonical import sha256_digest
+from broker.errors import Conflict, IntegrityFailure, LedgerUnavailable, RollbackDetected, StoreUnavailable
+from broker.storage.s3 import S3Store
 
+_LARGEST: Final = 10**16 - 1
+_MAX_NOTE: Final = 4096
 _NAME: Final = re.compile(r"(\d{16})\.head")
 
 
@@ -57,8 +61,74 @@ class FolderHeads:
             )
 
     def newest(self) -> tuple[int, str] | None:
-        """The largest head kept."""
-        sizes = [int(m[1]) for name in os.listdir(self._folder) if (m := _NAME.fullmatch(name))]
-        if not sizes:
-            return None
-        return max(sizes), (self._folder / f"{max(sizes):016d}.head").read_text()
+        """The largest head kept.
+
+        Raises:
+            LedgerUnavailable: The folder cannot be read.
+            IntegrityFailure: Something else is where the newest head should be.
+        """
+        try:
+            sizes = [int(m[1]) for name in os.listdir(self._folder) if (m := _NAME.fullmatch(name))]
+            if not sizes:
+                return None
+            return max(sizes), (self._folder / f"{max(sizes):016d}.head").read_text()
+        except UnicodeDecodeError as exc:
+            raise IntegrityFailure("the outside store of tree heads holds something else") from exc
+        except OSError as exc:
+            raise LedgerUnavailable("the outside store of tree heads cannot be read") from exc
+
+
+class S3Heads:
+    """Implements ``ports.TreeHeadStore`` in a bucket that the database's administrator cannot write.
+
+    One object for each size, made by a PUT with ``If-None-Match: *``: of two replicas that race with
+    different heads of one size one is refused, whatever their order. Names count down, so the newest
+    head is the first of a listing, however many there are. Safe to share between threads.
+
+    Args:
+        store: The bucket. Its credentials need to create, read and list objects, and nothing else.
+        origin: The log's origin: logs that share a bucket keep apart.
+    """
+
+    def __init__(self, store: S3Store, *, origin: str) -> None:
+        self._store = store
+        self._prefix = f"tree-heads/{sha256_digest(origin.encode()).removeprefix('sha256:')}/"
+
+    def publish(self, size: int, note: str) -> None:
+        """Keep the head of that size, durably. The same head again is fine.
+
+        Raises:
+            RollbackDetected: Another head of that size is there: the log was forked.
+            LedgerUnavailable: The bucket cannot be written.
+        """
+        try:
+            self._store.put(f"{self._prefix}{_LARGEST - size:016d}.head", note.encode())
+        except Conflict as exc:
+            raise RollbackDetected(
+                "another tree head of the same size was published before",
+                why="the log was forked, or restored from an older copy",
+            ) from exc
+        except StoreUnavailable as exc:
+            raise LedgerUnavailable("the outside store of tree heads cannot be written", why=exc.why) from exc
+
+    def newest(self) -> tuple[int, str] | None:
+        """The largest head kept, from one page of a listing.
+
+        Raises:
+            IntegrityFailure: Something else is where the newest head should be.
+            LedgerUnavailable: The bucket cannot be read.
+        """
+        try:
+            first = next(self._store.list(self._prefix), None)
+            if first is None:
+                return None
+            name, length = first
+            found = _NAME.fullmatch(name.removeprefix(self._prefix))
+            if found is None or not 0 < length <= _MAX_NOTE:
+                raise IntegrityFailure("the outside store of tree heads holds something else")
+            text = self._store.get_range(name, 0, length).decode()
+        except StoreUnavailable as exc:
+            raise LedgerUnavailable("the outside store of tree heads cannot be read", why=exc.why) from exc
+        except UnicodeDecodeError as exc:
+            raise IntegrityFailure("the outside store of tree heads holds something else") from exc
+        return _LARGEST - int(found[1]), text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from werkzeug.wrappers import Response
 
 from broker.canonical import Json
-from broker.services import auditing, exports
+from broker.services import auditing, counting, exports
 from broker.web import models
 from broker.web.calls import Call
 from broker.web.requests import parse_index
@@ -23,6 +23,20 @@ def search(call: Call) -> Json:
         until=query.until,
         after=query.after,
         limit=query.limit,
+    )
+
+
+def count(call: Call) -> Json:
+    """All matching entries, counted in groups."""
+    query: models.CountsQuery = call.query
+    return counting.count(
+        call.house,
+        call.request,
+        q=query.q,
+        since=query.since,
+        until=query.until,
+        by=query.by,
+        top=query.top,
     )
 
 

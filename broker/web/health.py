@@ -33,11 +33,12 @@ class Readiness:
 
     def _ask(self) -> bool:
         try:
+            self._house.guard.check()
             with self._house.ledger.view() as view:
                 view.tail()
             self._house.store.check()
             self._house.custody.check()
         except BrokerError as exc:
-            get_logger().warning("not ready", code=exc.code, what=exc.what)
+            get_logger().warning("not ready", code=exc.code, what=exc.what, why=exc.why)
             return False
         return True

@@ -276,6 +276,26 @@ class ArtifactsQuery(Shape):
     limit: Page = limits.DEFAULT_PAGE
 
 
+class WhoCanQuery(Shape):
+    """Who can reach a version; ``after`` is the last principal of the page before."""
+
+    artifact: Name
+    version: Name | None = None
+    action: Literal["describe", "read"] = "read"
+    purpose: Annotated[str, Field(max_length=limits.MAX_PURPOSE)] = ""
+    after: Name | None = None
+    limit: Page = limits.DEFAULT_PAGE
+
+
+class WhatCanQuery(Shape):
+    """What a principal can reach; ``after`` is the last artifact of the page before."""
+
+    principal: Name
+    purpose: Annotated[str, Field(max_length=limits.MAX_PURPOSE)] = ""
+    after: Name | None = None
+    limit: Page = limits.DEFAULT_PAGE
+
+
 class EntriesQuery(Shape):
     """A page of the ledger; ``after`` is the last index of the page before."""
 
@@ -284,6 +304,16 @@ class EntriesQuery(Shape):
     until: Annotated[str, Field(max_length=64)] | None = None
     after: QueryCount | None = None
     limit: Page = limits.DEFAULT_PAGE
+
+
+class CountsQuery(Shape):
+    """A question whose whole answer is counted."""
+
+    q: str = ""
+    since: Annotated[str, Field(max_length=64)] | None = None
+    until: Annotated[str, Field(max_length=64)] | None = None
+    by: Literal["decision", "type", "principal", "artifact", "hour", "day"]
+    top: Page = limits.DEFAULT_PAGE
 
 
 class LeavesQuery(Shape):

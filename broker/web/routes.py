@@ -20,6 +20,7 @@ from broker.web import (
     openapi,
     public,
     publishers,
+    reach,
     readers,
     tiles,
 )
@@ -112,7 +113,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("PUT /v1/policies", _POLICIES, administrators.apply_policies, body=models.PolicyBody),
     _route("POST /v1/revocations", _REVOCATIONS, administrators.revoke, body=models.RevocationBody),
     # -- auditing
+    _route("GET /v1/policies/who-can", _SEARCH, reach.who_can, query=models.WhoCanQuery),
+    _route("GET /v1/policies/what-can", _SEARCH, reach.what_can, query=models.WhatCanQuery),
     _route("GET /v1/ledger/entries", _SEARCH, auditors.search, query=models.EntriesQuery),
+    _route("GET /v1/ledger/counts", _SEARCH, auditors.count, query=models.CountsQuery),
     _route("GET /v1/ledger/entries/<index>", _LEDGER, auditors.show_entry),
     _route("GET /v1/ledger/leaves", _LEDGER, auditors.leaves, query=models.LeavesQuery),
     _route("GET /v1/ledger/hashes", _LEDGER, auditors.hashes, query=models.HashesQuery),

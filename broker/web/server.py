@@ -236,14 +236,25 @@ def _settings_of(options: ServerOptions, metrics_dir: str | None) -> dict[str, A
         "header_map": "drop",
         "control_socket_disable": True,
         "when_ready": limit_silence,
+        "post_worker_init": _start_worker,
         "worker_exit": _finish_worker,
         "raw_env": [f"{_MULTIPROC}={metrics_dir}"] if metrics_dir else [],
     }
 
 
+def _upkeep_of(worker: Any) -> Any:
+    return getattr(getattr(worker, "wsgi", None), "extensions", {}).get("broker_upkeep")
+
+
+def _start_worker(worker: Any) -> None:
+    upkeep = _upkeep_of(worker)
+    if upkeep is not None:
+        upkeep.start()
+
+
 def _finish_worker(server: Any, worker: Any) -> None:
     del server
-    upkeep = getattr(getattr(worker, "wsgi", None), "extensions", {}).get("broker_upkeep")
+    upkeep = _upkeep_of(worker)
     if upkeep is not None:
         upkeep.finish()
 

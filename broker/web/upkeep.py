@@ -10,6 +10,7 @@ from broker.services import denials
 from broker.services.house import House
 from broker.services.junk import JunkMeter
 from broker.services.sweeping import sweep
+from broker.web.keeper import KeeperThread
 from broker.web.logs import describe_fault, get_logger
 
 SWEEP_MS: Final = 60_000
@@ -28,6 +29,11 @@ class Upkeep:
         self._lock = threading.Lock()
         self._swept_at = house.clock.now()
         self.junk = JunkMeter(house)
+        self._keeper = KeeperThread(house)
+
+    def start(self) -> None:
+        """Begin what runs without requests: the first thing that a serving process does."""
+        self._keeper.start()
 
     def run(self) -> None:
         """Record the last minute's junk and unrecorded denials, sweep dead uploads: each when it is time."""
@@ -40,6 +46,7 @@ class Upkeep:
         """Record the junk and denials that are left, keep the newest head: the last thing a process does."""
         _attempt("summary of junk", lambda: self.junk.summarise(force=True))
         _attempt("summary of denials", lambda: denials.summarise(self._house, force=True))
+        self._keeper.stop()
         _attempt("last tree head", lambda: self._house.keep_head(force=True))
 
     def _is_sweep_due(self, now: int) -> bool:

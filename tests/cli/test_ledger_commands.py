@@ -5,13 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from werkzeug.serving import make_server
 
+from broker.web.app import create_app
 from tests.cli.served import Served, run, serving
-from tests.world import Person
+from tests.web_server import free_port
+from tests.world import URL, Person, World
 
 MEMBERS = [
     "index",
@@ -83,6 +94,87 @@ def test_json_lines_stream_every_page(served: Served, aud: Person, monkeypatch: 
     assert len(some) == 7
 
 
+@contextmanager
+def _listening(world: World, port: int) -> Iterator[None]:
+    house = world.with_settings(public_urls=(URL, f"http://127.0.0.1:{port}"))
+    server = make_server("127.0.0.1", port, create_app(house), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join(5)
+        server.server_close()
+
+
+def test_following_survives_a_restart_and_ends_with_130(served: Served, aud: Person, tmp_path: Path) -> None:
+    world, port = served.world, free_port()
+    ana = world.add("follow-ana", groups=["acme"])
+    world.ask(ana, "acme/demo@v1", purpose="before")
+    profile = Served(world=world, url=f"http://127.0.0.1:{port}", folder=tmp_path).profile(aud)
+    command = [sys.executable, "-m", "broker", "ledger", "search", "actor:follow-ana", "type:grant"]
+    env = {**os.environ, "BROKER_PROFILE_DIR": str(profile)}
+    with ExitStack() as stack:
+        with _listening(world, port):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*command, "--follow", "-o", "jsonl"],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=env,
+                )
+            )
+            limit = threading.Timer(60, process.kill)
+            limit.start()
+            stack.callback(limit.cancel)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert json.loads(process.stdout.readline())["purpose"] == "before"
+            world.ask(ana, "acme/demo@v1", purpose="meanwhile")
+            assert json.loads(process.stdout.readline())["purpose"] == "meanwhile"
+        world.ask(ana, "acme/demo@v1", purpose="away")
+        assert "waiting for the server" in process.stderr.readline()
+        with _listening(world, port):
+            assert json.loads(process.stdout.readline())["purpose"] == "away"
+            process.send_signal(signal.SIGINT)
+            rest, told = process.communicate()
+    assert (process.returncode, rest) == (130, ""), told
+
+
+def test_following_has_no_end(served: Served, aud: Person) -> None:
+    for words in (("--limit", "3"), ("--until", "1h"), ("-o", "csv"), ("-o", "json")):
+        assert served.run(aud, "ledger", "search", "--follow", *words).exit_code == 2
+
+
+def test_count_is_of_the_whole_answer(served: Served, aud: Person) -> None:
+    words = ("ledger", "count", "actor:ana", "--by", "type")
+    found = served.json(aud, *words)
+    rows = served.json(aud, "ledger", "search", "actor:ana", "--limit", "1000")["entries"]
+    expected = Counter(row["type"] for row in rows)
+    assert {group["value"]: group["entries"] for group in found["groups"]} == expected
+    assert (found["by"], found["total"]) == ("type", len(rows))
+    assert found["rest"] == {"groups": 0, "entries": 0}
+    largest = served.json(aud, *words, "--top", "1")
+    assert largest["groups"] == found["groups"][:1]
+    assert largest["rest"]["entries"] == len(rows) - largest["groups"][0]["entries"]
+    [day] = served.json(aud, "ledger", "count", "actor:ana", "--by", "day")["groups"]
+    assert (day["value"][10:], day["entries"]) == ("T00:00:00.000Z", len(rows))
+    done = served.run(aud, *words)
+    assert done.stdout.splitlines()[0].split() == ["TYPE", "ENTRIES"]
+    assert f"{len(rows)} of " in done.stderr
+    assert served.run(aud, "ledger", "count", "--by", "purpose").exit_code == 2
+
+
+def test_a_count_is_recorded(served: Served, aud: Person) -> None:
+    served.json(aud, "ledger", "count", "actor:ana", "--by", "artifact")
+    asked = served.json(aud, "ledger", "search", "type:audit-query", "--limit", "1000")["entries"]
+    shown = [served.json(aud, "ledger", "show", str(row["index"]))["entry"]["query"] for row in asked[-2:]]
+    assert "search actor:ana count by artifact" in shown
+
+
 def test_csv(served: Served, aud: Person) -> None:
     text = served.run(aud, "ledger", "search", "actor:ana", "-o", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -99,7 +191,7 @@ def test_a_query_that_is_none_is_2(served: Served, aud: Person, query: str) -> N
 
 def test_reading_is_for_auditors(served: Served, aud: Person) -> None:
     eve = served.world.add("eve")
-    for words in (("search",), ("show", "0"), ("prove", "0"), ("verify",)):
+    for words in (("search",), ("count",), ("show", "0"), ("prove", "0"), ("verify",)):
         assert served.run(eve, "ledger", *words).exit_code == 3
     assert served.run(eve, "ledger", "checkpoint").exit_code == 0
 

@@ -18,9 +18,9 @@ COMMON = {"--output", "-o", "--json", "--quiet", "-q", "--verbose", "-v", "--pro
 CONTRACT = """
 login whoami ls info put get cat verify exec agent can serve dev demo completion
 token:inspect token:revoke token:mint token:key token:exchange
-ledger:search ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
+ledger:search ledger:count ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
 ledger:export ledger:verify-export
-policy:validate policy:fmt policy:show policy:apply policy:test
+policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
 admin:issuer:add admin:issuer:ls admin:issuer:show admin:issuer:rm admin:issuer:test

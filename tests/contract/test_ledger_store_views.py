@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,8 @@ from broker.canonical import sha256_digest
 from broker.db import LedgerStore
 from broker.db.search import search_statement
 from broker.db.tables import INDEXED
-from broker.errors import IntegrityFailure
-from broker.ledger.query import matches
+from broker.errors import IntegrityFailure, InternalError
+from broker.ledger.query import GROUPINGS, matches
 from broker.model import IndexRow, Principal, Query
 from broker.runtime import SystemClock
 from tests.databases import (
@@ -188,6 +189,41 @@ def test_a_search_finds_exactly_what_the_query_means(searchable: LedgerStore) ->
                 paged += page
             assert paged == expected, query
     assert found_something > 20
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_counts_are_those_of_the_rows_that_match(searchable: LedgerStore, by: str) -> None:
+    span = {"hour": 3_600_000, "day": 86_400_000}.get(by)
+    several = 0
+    with searchable.view() as view:
+        for query in QUERIES:
+            rows = [row for row in ROWS if matches(query, row)]
+            expected = Counter(row.time - row.time % span if span else getattr(row, by) for row in rows)
+            found = view.count(query, by=by, top=limits.MAX_PAGE)
+            assert dict(found.groups) == expected, query
+            assert (found.total, found.unnamed, found.unnamed_rows) == (len(rows), 0, 0)
+            several += len(expected) > 1
+            cut = view.count(query, by=by, top=1)
+            assert cut.total == len(rows)
+            assert cut.groups == (found.groups[-1:] if span else found.groups[:1])
+            assert cut.unnamed == max(0, len(expected) - 1)
+            assert cut.unnamed_rows == len(rows) - sum(rows for _, rows in cut.groups)
+    assert several > 2 or span
+
+
+def test_the_largest_groups_come_first_and_spans_of_time_in_their_order(store: LedgerStore) -> None:
+    hour = 3_600_000
+    rows = [
+        IndexRow(time=at * hour + 7, type="grant", principal=who)
+        for at, who in ((3, "b"), (1, None), (1, "b"), (2, "a"), (1, "c"), (1, None), (9, None))
+    ]
+    append_together(store, [draft(entries=(replace(entry(), index=row),)) for row in rows])
+    with store.view() as view:
+        assert view.count(Query(), by="principal", top=9).groups == ((None, 3), ("b", 2), ("a", 1), ("c", 1))
+        assert view.count(Query(), by="hour", top=3).groups == ((2 * hour, 1), (3 * hour, 1), (9 * hour, 1))
+        assert view.count(Query(), by="hour", top=3).unnamed_rows == 4
+        with pytest.raises(InternalError):
+            view.count(Query(), by="jkt", top=3)
 
 
 def test_a_page_has_at_most_its_limit(store: LedgerStore) -> None:

@@ -155,13 +155,17 @@ def test_a_restored_database_is_noticed(stack: Stack, auditor: Client, reader: C
     path = reader.profile.folder / "treehead"
     path.write_text(_later_head(stack))
     kept = path.read_text()
-    with pytest.raises(RollbackDetected):
-        reader.can("acme/llama@v1")
-    assert path.read_text() == kept
     (auditor.profile.folder / "treehead").write_text(kept)
     verdict = auditor.ledger.verify()
     assert not verdict.ok
     assert verdict.first_bad_index == verdict.size
+    with pytest.raises(RollbackDetected):
+        reader.can("acme/llama@v1")
+    assert path.read_text() == kept
+    # Whoever did not see more is refused too, from now on.
+    (auditor.profile.folder / "treehead").unlink()
+    with pytest.raises(RollbackDetected):
+        auditor.can("acme/llama@v1")
 
 
 def _later_head(stack: Stack) -> str:
