@@ -16,7 +16,7 @@ from broker.errors import InvalidRequest
 from broker.model import Artifact, Collection, Principal
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import auditing, authn, deciding, lookup
+from broker.services import auditing, authn, deciding, lookup, people
 from broker.services.house import House
 
 ACTIONS: Final = ("describe", "read")
@@ -112,9 +112,7 @@ def what_can(
     _check(ACTIONS[0], limit)
     auditing.authorize(house, request, "search", f"what-can {principal}")
     with house.ledger.view() as view:
-        one = view.find(Principal, principal)
-        if one is None:
-            raise lookup.not_found(principal, None)
+        one = people.find_principal(view, principal)
         all_names = sorted(f"{row.collection}/{row.name}" for row in view.list(Artifact))
         page = [artifact for artifact in all_names if after is None or artifact > after][:limit]
         found = [row for artifact in page for row in _reach(house, view, one, artifact, purpose)]
