@@ -85,7 +85,7 @@ class StoreSettings(BaseModel):
     region: str = "us-east-1"
     """Region that requests are signed for."""
     bucket: str
-    """The bucket of all artifacts."""
+    """Name of the bucket."""
     path_style: bool = True
     """`endpoint/bucket/name` (true) or `bucket.endpoint/name` (false)."""
     access_key: SecretStr | None = None
