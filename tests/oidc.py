@@ -11,6 +11,7 @@ import base64
 import fcntl
 import hashlib
 import json
+import select
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ SOURCE = Path(__file__).parent / "oidc_provider"
 FILES = ("package.json", "package-lock.json", "issuer.mjs")
 COMPLETE = ".complete"
 STOP_SECONDS = 10
+LINE_SECONDS = 60
 
 
 @dataclass
@@ -115,6 +117,11 @@ class OidcIssuer:
 
 def _line(process: subprocess.Popen[str], log: IO[str]) -> dict[str, Any]:
     assert process.stdout is not None
+    # Each answer is one short line in one write, so nothing of it can be left in a buffer unseen.
+    if not select.select([process.stdout], [], [], LINE_SECONDS)[0]:
+        process.kill()
+        log.seek(0)
+        raise AssertionError(f"the issuer said nothing for {LINE_SECONDS} s: {log.read()}")
     line = process.stdout.readline()
     if not line:
         process.wait(STOP_SECONDS)

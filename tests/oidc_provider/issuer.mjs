@@ -8,7 +8,7 @@
 // parameters of this script's own: `alg`, `typ` ("" for none) and `claims`, a JSON object that is laid
 // over the token's claims.
 
-import { generateKeyPairSync, randomBytes } from 'node:crypto';
+import { createPrivateKey, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 
@@ -22,9 +22,15 @@ const ALGORITHMS = ['RS256', 'PS256', 'ES256', 'ES384', 'EdDSA'];
 const CLIENT = { client_id: 'workload', client_secret: randomBytes(24).toString('base64url') };
 
 function signingKey(alg, type, options) {
-  const { privateKey } = generateKeyPairSync(type, options);
+  // Through PEM: the two key objects of one pair share a lock in Node 20, and exporting one of them while
+  // the other is collected waits for ever.
+  const { privateKey } = generateKeyPairSync(type, {
+    ...options,
+    publicKeyEncoding: { type: 'spki', format: 'pem' },
+    privateKeyEncoding: { type: 'pkcs8', format: 'pem' },
+  });
   const kid = `${alg.toLowerCase()}-${randomBytes(6).toString('hex')}`;
-  return { ...privateKey.export({ format: 'jwk' }), kid, alg, use: 'sig' };
+  return { ...createPrivateKey(privateKey).export({ format: 'jwk' }), kid, alg, use: 'sig' };
 }
 
 function signingKeys() {
