@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from broker.drafts import Appended, Draft
-from broker.errors import BrokerError
+from broker.errors import BrokerError, IntegrityFailure
 from broker.jwks import ForeignKey
 from broker.model import IndexRow, Issuer, Query, Tail
 
@@ -114,6 +114,9 @@ class View(LedgerReader, Protocol):
 
     def list(self, row: type[R], **where: object) -> Sequence[R]:
         """Rows of that class whose members equal ``where``, ordered by key."""
+
+    def rows(self, row: type[R]) -> Iterator[R | IntegrityFailure]:
+        """Every row of that class, as a stream; one whose MAC does not hold comes as its failure."""
 
     def newest_version(self, collection: str, name: str) -> str | None:
         """Name of the artifact's version that was committed last."""

@@ -25,7 +25,7 @@ from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
 from broker.ports import TreeHeadStore
 from broker.runtime import SystemClock, SystemEntropy
-from broker.services import founding
+from broker.services import folding, founding
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
 from broker.storage.heads import FolderHeads, S3Heads
@@ -162,6 +162,19 @@ def build_house(settings: Settings) -> House:
         IntegrityFailure: The stored tail does not hold.
     """
     return _open(settings).house
+
+
+def audit_rows(settings: Settings, *, on_entries: folding.OnEntries | None = None) -> folding.Folded:
+    """Every stored row compared with the log: see :func:`broker.services.folding.audit_rows`.
+
+    Raises:
+        As :func:`build_house`, and IntegrityFailure when the log itself is not what was written.
+    """
+    wired = _open(settings)
+    try:
+        return folding.audit_rows(wired.house, on_entries=on_entries)
+    finally:
+        wired.close()
 
 
 def _open(settings: Settings) -> Wired:

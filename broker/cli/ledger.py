@@ -11,6 +11,7 @@ import click
 
 from broker import limits
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.ledger_audit import audit
 from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.options import pinned_key
@@ -49,10 +50,12 @@ _ROWS: Final = (
 def ledger() -> None:
     """The record: who asked for what, what was decided, and proof that nobody changed it.
 
-    All but checkpoint, verify-receipt and verify-export need the auditor role, and are recorded themselves.
+    All but checkpoint, verify-receipt and verify-export need the auditor role, and are recorded themselves;
+    audit runs on the server.
     """
 
 
+ledger.add_command(audit)
 ledger.add_command(count)
 ledger.add_command(export)
 ledger.add_command(verify_export)

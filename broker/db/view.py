@@ -217,6 +217,16 @@ class SqlView(SqlReader):
         found = self._connection.execute(select(rows.table).where(*wanted).order_by(*rows.key_columns))
         return [rows.decode(cast(Any, stored), self._macs) for stored in found.mappings()]
 
+    def rows(self, row: type[R]) -> Iterator[R | IntegrityFailure]:
+        """Every row of that class, as a stream; one whose MAC does not hold comes as its failure."""
+        rows = codec(row)
+        found = self._connection.execution_options(yield_per=_RUN).execute(select(rows.table))
+        for stored in found.mappings():
+            try:
+                yield rows.decode(cast(Any, stored), self._macs)
+            except IntegrityFailure as exc:
+                yield exc
+
     def newest_version(self, collection: str, name: str) -> str | None:
         """Name of the artifact's version that was committed last."""
         names = self._versions(collection, name, newest=True)

@@ -19,7 +19,7 @@ CONTRACT = """
 login whoami ls info put get cat verify exec agent can serve dev demo completion
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:count ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
-ledger:export ledger:verify-export
+ledger:export ledger:verify-export ledger:audit
 policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
