@@ -59,12 +59,30 @@ class Verifier:
     @property
     def key_id(self) -> bytes:
         """SHA-256(name || 0x0A || 0x01 || public key), the first 4 bytes. Source: C2SP signed-note."""
-        return hashlib.sha256(self.name.encode() + b"\n" + ED25519_NOTE + self.public).digest()[:4]
+        return make_key_id(self.name, ED25519_NOTE, self.public)
 
     @property
     def vkey(self) -> str:
         """The text ``name+<key id, 8 hex>+<base64 of 0x01 || public key>``."""
-        return f"{self.name}+{self.key_id.hex()}+{encode_base64(ED25519_NOTE + self.public)}"
+        return make_vkey(self.name, ED25519_NOTE, self.public)
+
+
+def make_key_id(name: str, kind: bytes, public: bytes) -> bytes:
+    """SHA-256(name || 0x0A || signature type || public key), the first 4 bytes.
+
+    Args:
+        name: The key's name.
+        kind: The signature type, 1 byte.
+        public: The public key.
+
+    Source: C2SP signed-note, "Signatures".
+    """
+    return hashlib.sha256(name.encode() + b"\n" + kind + public).digest()[:4]
+
+
+def make_vkey(name: str, kind: bytes, public: bytes) -> str:
+    """The text ``name+<key id, 8 hex>+<base64 of signature type || public key>``."""
+    return f"{name}+{make_key_id(name, kind, public).hex()}+{encode_base64(kind + public)}"
 
 
 def check_origin(origin: str) -> None:
@@ -111,6 +129,16 @@ def parse_vkey(text: str) -> Verifier:
 
     Source: C2SP signed-note (key ids); the text form is that of Go's ``sumdb/note``.
     """
+    name, public = split_vkey(text, ED25519_NOTE)
+    return Verifier(name=name, public=public)
+
+
+def split_vkey(text: str, kind: bytes) -> tuple[str, bytes]:
+    """Name and public key of a ``vkey`` text of that signature type; its key id must be the right one.
+
+    Raises:
+        ConfigurationError: Another form, another signature type, or a key id that does not fit.
+    """
     match = _VKEY_RE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ConfigurationError("a verifier key is not NAME+KEYID+KEY")
@@ -118,12 +146,14 @@ def parse_vkey(text: str) -> Verifier:
         encoded = parse_base64(match[3])
     except IntegrityFailure as exc:
         raise ConfigurationError("a verifier key is not base64") from exc
-    if encoded[:1] != ED25519_NOTE:
-        raise ConfigurationError("a verifier key is not of type Ed25519 (1)")
-    verifier = Verifier(name=match[1], public=encoded[1:])
-    if verifier.key_id.hex() != match[2]:
+    if encoded[:1] != kind:
+        raise ConfigurationError(
+            f"a verifier key is not of signature type {kind[0]}",
+            why="1 is the key of a log, 4 that of a witness",
+        )
+    if make_key_id(match[1], kind, encoded[1:]).hex() != match[2]:
         raise ConfigurationError("a verifier key does not fit its key id", why="it was mistyped or changed")
-    return verifier
+    return match[1], encoded[1:]
 
 
 def encode_base64(data: bytes) -> str:
@@ -189,7 +219,7 @@ def open_note(note: str, vkeys: Iterable[str | Verifier]) -> str:
     Source: C2SP signed-note, "Format" and "Signatures".
     """
     known = {(key.name, key.key_id): key for key in map(_to_verifier, vkeys)}
-    text, signatures = _split_note(note)
+    text, signatures = split_note(note)
     trusted = False
     for name, signature in signatures:
         key = known.get((name, signature[:4]))
@@ -205,7 +235,14 @@ def _to_verifier(key: str | Verifier) -> Verifier:
     return key if isinstance(key, Verifier) else parse_vkey(key)
 
 
-def _split_note(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+def split_note(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    """The text of a signed note, and its signatures as (key name, key id + signature); none is verified.
+
+    Raises:
+        IntegrityFailure: It is no signed note.
+
+    Source: C2SP signed-note, "Format".
+    """
     if not isinstance(note, str) or _is_lone(note) or len(note.encode()) > limits.MAX_NOTE:
         raise IntegrityFailure(f"a signed note is not a text of at most {limits.MAX_NOTE} bytes")
     if _CONTROL_RE.search(note):
@@ -214,10 +251,15 @@ def _split_note(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     lines = rest.split("\n")
     if not blank or lines.pop() != "" or not 1 <= len(lines) <= limits.MAX_NOTE_SIGNATURES:
         raise IntegrityFailure("a signed note does not end in an empty line and 1 to 64 signature lines")
-    return text + "\n", [_parse_signature_line(line) for line in lines]
+    return text + "\n", [parse_signature_line(line) for line in lines]
 
 
-def _parse_signature_line(line: str) -> tuple[str, bytes]:
+def parse_signature_line(line: str) -> tuple[str, bytes]:
+    """(key name, key id + signature) of one line of a signed note, without its newline.
+
+    Raises:
+        IntegrityFailure: It is not of the form.
+    """
     match = _SIGNATURE_LINE_RE.fullmatch(line)
     if match is None:
         raise IntegrityFailure("a line of a signed note is not a signature")

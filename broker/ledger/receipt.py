@@ -18,6 +18,7 @@ from broker.errors import IntegrityFailure
 from broker.ledger.entry import parse_entry
 from broker.ledger.merkle import HASH_SIZE, leaf_hash, verify_inclusion
 from broker.ledger.note import TreeHead, Verifier, encode_base64, open_head, parse_base64
+from broker.ledger.quorum import Policy
 
 MAGIC: Final = "c2sp.org/tlog-proof@v1"
 FILE_EXTENSION: Final = ".tlog-proof"
@@ -101,7 +102,9 @@ def parse_receipt(text: str) -> Receipt:
     )
 
 
-def verify_receipt(text: str, vkeys: str | Verifier | Iterable[str | Verifier]) -> VerifiedReceipt:
+def verify_receipt(
+    text: str, vkeys: str | Verifier | Iterable[str | Verifier], *, policy: Policy | None = None
+) -> VerifiedReceipt:
     """The entry that a receipt proves, and the signed tree head that covers it.
 
     What it does not say: that the entry is the caller's own request (compare it), or that the log
@@ -110,13 +113,17 @@ def verify_receipt(text: str, vkeys: str | Verifier | Iterable[str | Verifier]) 
     Args:
         text: The receipt.
         vkeys: Verifier key of the log, or several (logs, or older keys of one log).
+        policy: Whose quorum of witnesses must have cosigned the tree head as well.
 
     Raises:
-        IntegrityFailure: The form, the signature, the proof or the entry does not hold.
+        IntegrityFailure: The form, a signature, the proof or the entry does not hold, or the quorum is
+            not there.
         ConfigurationError: A verifier key is not one.
     """
     receipt = parse_receipt(text)
     head = open_head(receipt.note, vkeys)
+    if policy is not None:
+        policy.check(receipt.note)
     leaf = leaf_hash(receipt.entry_bytes)
     verify_inclusion(leaf, receipt.index, head.size, receipt.proof, head.root)
     return VerifiedReceipt(
