@@ -188,12 +188,7 @@ class Fold:
         self._tell(index, Upload, (entry["upload"],), members)
 
     def _abandon(self, index: int, entry: Json) -> None:
-        self._end_upload(index, entry["upload"], "abandoned")
-
-    def _end_upload(self, index: int, upload: str, status: str) -> None:
-        told = self._told.get((Upload, (upload,)))
-        if told is not None and told.members["status"] == "open":
-            self._change(index, Upload, (upload,), status=status)
+        self._change(index, Upload, (entry["upload"],), status="abandoned")
 
     def _commit(self, index: int, entry: Json) -> None:
         collection, _, name = entry["artifact"].partition("/")
@@ -209,7 +204,7 @@ class Fold:
         self._tell(index, Artifact, (collection, name), {"kind": entry["kind"]} if "kind" in entry else {})
         self._tell(index, ManifestRow, (entry["manifest"],), {})
         if "upload" in entry:
-            self._end_upload(index, entry["upload"], "committed")
+            self._change(index, Upload, (entry["upload"],), status="committed")
 
     def _collection(self, index: int, entry: Json) -> None:
         members = {name: entry[name] for name in ("readers", "publishers")}
