@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, fetch, ledger
+from bench import agent, fetch, grants, ledger
 
-BENCHMARKS = {"fetch": fetch.run, "agent": agent.run, "ledger": ledger.run}
+BENCHMARKS = {"fetch": fetch.run, "agent": agent.run, "ledger": ledger.run, "grants": grants.run}
 
 
 def main() -> int:

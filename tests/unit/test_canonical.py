@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,39 @@ def test_what_is_written_is_read_again(value: dict[str, Any]) -> None:
     except MalformedRequest:
         return  # lone surrogates have no form
     assert canonical.parse_canonical(data) == value
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**54), 2**54)
+    | st.floats(allow_nan=True)
+    | st.text(st.characters(exclude_categories=()), max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=4) | st.sampled_from(["a", "b", "A"]), inner, max_size=4)
+        | st.dictionaries(st.integers(0, 3) | st.none() | st.booleans(), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING)
+def test_the_bytes_are_those_of_the_reference_implementation(value: Any) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        with pytest.raises(MalformedRequest):
+            canonical.canonical_bytes(value)
+    else:
+        assert canonical.canonical_bytes(value) == expected
+
+
+def test_every_character_is_written_as_the_reference_implementation_writes_it() -> None:
+    for start in range(0, 0x11000, 0x100):
+        text = "".join(chr(code) for code in range(start, start + 0x100) if not 0xD800 <= code < 0xE000)
+        assert canonical.canonical_bytes({"a": text}) == rfc8785.dumps({"a": text})
 
 
 def test_members_are_sorted_by_utf16_code_units() -> None:
