@@ -191,6 +191,8 @@ class SqlView(SqlReader):
         self._tail = read_tail(connection, macs).tail
         self.now = read_now(connection, clock)
         self.epoch = self._tail.epoch
+        # A snapshot does not change: what one rule looked up, the next one is given.
+        self._found: dict[tuple[type[Any], tuple[object, ...]], object] = {}
 
     def tail(self) -> Tail:
         """The tail."""
@@ -198,7 +200,10 @@ class SqlView(SqlReader):
 
     def find(self, row: type[R], *key: object) -> R | None:
         """The row of that class under that key. Raises IntegrityFailure when its MAC does not hold."""
-        return codec(row).find(self._connection, key, self._macs)
+        place = (row, key)
+        if place not in self._found:
+            self._found[place] = codec(row).find(self._connection, key, self._macs)
+        return cast(R | None, self._found[place])
 
     def list(self, row: type[R], **where: object) -> builtins.list[R]:
         """Rows of that class whose members equal ``where``, ordered by key.
