@@ -48,6 +48,8 @@ class RowCodec(Generic[R]):
     def __init__(self, row: type[R]) -> None:
         self._row: Final[Any] = row
         self.table: Final[Table] = ROW_TABLES[row]
+        # SQLAlchemy's own kind of text is slow to write as JSON, and a MAC is made for every row that is read.
+        self._name: Final = str(self.table.name)
         self.keys: Final = ROW_KEYS[row]
         self.members: Final = _members(row)
         self.key_columns: Final = [self.table.c[name] for name in self.keys]
@@ -138,7 +140,7 @@ class RowCodec(Generic[R]):
     def _mac(self, row: R, entry: int, macs: Macs) -> bytes:
         columns: Json = {m.name: m.kind.covered(getattr(row, m.name)) for m in self.members if not m.loose}
         return macs.row(
-            table=self.table.name, key=[columns[name] for name in self.keys], columns=columns, entry=entry
+            table=self._name, key=[columns[name] for name in self.keys], columns=columns, entry=entry
         )
 
     def _refuse(self, stored: Mapping[str, Any]) -> IntegrityFailure:
