@@ -149,6 +149,10 @@ MAX_ORIGIN: Final = 256
 MAX_NOTE: Final = 64 * KIB
 """A signed note; witnesses add a signature each, post-quantum ones of nearly 5 kB."""
 MAX_NOTE_SIGNATURES: Final = 64
+MAX_WITNESS_ANSWER: Final = 16 * KIB
+"""What a witness answers: a few signature lines, or a size."""
+WITNESS_SECONDS: Final = 10
+"""All that one answer of a witness may take."""
 MAX_PROOF_HASHES: Final = 63
 MAX_RECEIPT: Final = 4 * (MAX_ENTRY + 2) // 3 + 48 * MAX_PROOF_HASHES + MAX_NOTE + KIB
 """A receipt: an entry in base64, a proof, a signed tree head."""

@@ -90,6 +90,9 @@ class LedgerReader(Protocol):
     def evidence(self, index: int) -> tuple[bytes, bytes]:
         """(salt, evidence) of an entry. Raises NotFound when there is none, or when it was erased."""
 
+    def count_evidence(self, principal: str, until: int) -> int:
+        """Pieces of evidence behind entries of a principal from before a time in milliseconds."""
+
     def search(self, query: Query, *, after: int, limit: int) -> list[tuple[int, IndexRow]]:
         """Matching rows with index > after, ascending, at most ``limit``. Served by indices."""
 
@@ -165,6 +168,13 @@ class Ledger(Protocol):
 
     def enrolment_failures(self, enrolment_id: str) -> int:
         """Failed attempts at a code so far."""
+
+    def erase_evidence(self, principal: str, until: int) -> int:
+        """Delete the evidence behind entries of a principal from before a time; returns how many pieces.
+
+        The erasure is on record before. Doing it again is fine. Raises LedgerUnavailable when the role
+        may not, or it is not known to be done.
+        """
 
     def set_upload_parts(self, upload_id: str, parts: str) -> None:
         """Remember the store's multipart ids of an upload (loose bookkeeping)."""
@@ -242,6 +252,44 @@ class TreeHeadStore(Protocol):
 
     def newest(self) -> tuple[int, str] | None:
         """The largest head kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WitnessAnswer:
+    """What a witness answered: HTTP status, media type in lower case, and bounded bytes."""
+
+    status: int
+    kind: str
+    body: bytes
+
+
+class Witness(Protocol):
+    """Somebody else who cosigns tree heads."""
+
+    def add_checkpoint(self, body: bytes) -> WitnessAnswer:
+        """What it answers to a tree head with its proof. Raises Unavailable when it does not."""
+
+
+class Cosignatures(Protocol):
+    """Signature lines of witnesses, shared by all replicas; insert-only, and verified by who uses them.
+
+    Every method raises LedgerUnavailable when the database does not answer.
+    """
+
+    def keep(self, size: int, *, witness: str, line: str, time: int) -> None:
+        """Keep a line durably; the first one of a size and witness (its key as text) stays."""
+
+    def newest_of(self, witness: str) -> tuple[int, int] | None:
+        """(size, time in milliseconds) of the largest head that a witness signed."""
+
+    def newest(self, *, above: int, most: int) -> list[tuple[int, dict[str, str]]]:
+        """The ``most`` largest sizes over ``above``, descending: (size, witness -> line)."""
+
+    def of_size(self, size: int) -> dict[str, str]:
+        """Witness -> line of one tree size."""
+
+    def close(self) -> None:
+        """Close every connection."""
 
 
 class IssuerKeys(Protocol):

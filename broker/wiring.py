@@ -12,6 +12,7 @@ from broker import jose, limits, sandbox
 from broker.canonical import Json
 from broker.config import Facts, Settings, StoreSettings, VaultSettings, check_production
 from broker.db import migrate
+from broker.db.cosignatures import CosignatureStore
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
 from broker.discovery import IssuerKeys
@@ -25,12 +26,14 @@ from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
 from broker.ports import TreeHeadStore
 from broker.runtime import SystemClock, SystemEntropy
-from broker.services import folding, founding
+from broker.services import erasing, folding, founding
+from broker.services.cosigned import Cosigned, parse_policy
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
 from broker.storage.heads import FolderHeads, S3Heads
 from broker.storage.presign import Credentials, CredentialSource, Presigner
 from broker.storage.s3 import S3Store, chain_credentials
+from broker.witnesses import HttpWitness
 
 _HEADS_READ_SECONDS: Final = 3.0
 """How long the store of tree heads may be silent in one try: a request may be waiting for it."""
@@ -177,6 +180,15 @@ def audit_rows(settings: Settings, *, on_entries: folding.OnEntries | None = Non
         wired.close()
 
 
+def sweep_evidence(settings: Settings) -> tuple[int, int]:
+    """Delete what recorded erasures speak of: see :func:`broker.services.erasing.sweep`."""
+    wired = _open(settings)
+    try:
+        return erasing.sweep(wired.house)
+    finally:
+        wired.close()
+
+
 def _open(settings: Settings) -> Wired:
     wired = _join(settings)
     try:
@@ -222,15 +234,19 @@ def _join(settings: Settings) -> Wired:
         public_urls=settings.public_urls,
         heads=_heads(settings),
         lease_window=settings.lease_window,
+        evidence_retention=settings.evidence_retention,
         nonces_required=settings.needs_nonces,
         protected_changes=settings.mode == "dev" or settings.unsafe_single_admin,
         **_store(settings),
     )
     keeper = HeadKeeper(house, expect=ledger.expect, max_lag=int(settings.heads_max_lag * 1000))
-    house = replace(house, keep_head=keeper.keep)
+    witnessed = _witnessed(settings, house.log)
+    house = replace(house, keep_head=keeper.keep, witnessed=witnessed)
 
     def close() -> None:
         ledger.close()
+        if witnessed is not None:
+            witnessed.rows.close()
         if vault is not None:
             vault.close()
 
@@ -258,6 +274,22 @@ def _heads(settings: Settings) -> TreeHeadStore | None:
         read_seconds=_HEADS_READ_SECONDS,
     )
     return S3Heads(store, origin=settings.log_origin)
+
+
+def _witnessed(settings: Settings, log: LogIdentity) -> Cosigned | None:
+    path = settings.witness_policy
+    if path is None:
+        return None
+    try:
+        policy = parse_policy(path.read_bytes(), log)
+    except OSError as exc:
+        raise ConfigurationError(f"the witness policy {path} cannot be read", why=exc.strerror) from exc
+    return Cosigned(
+        policy=policy,
+        witnesses={each.key.vkey: HttpWitness(each.url) for each in policy.witnesses if each.url},
+        rows=CosignatureStore(open_engine(settings.database_url.get_secret_value(), pool_size=2)),
+        max_lag=int(settings.witness_max_lag * 1000),
+    )
 
 
 def _credentials(store: StoreSettings) -> CredentialSource:

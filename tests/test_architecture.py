@@ -16,8 +16,8 @@ PACKAGE = ROOT / "broker"
 WORDS = {"errors", "limits", "names", "canonical", "jose", "jwks", "model", "drafts", "ports"}
 RULES = {"identity", "policy", "envelope", "ledger"}
 SERVICE = {"services"}
-HANDS = {"db", "storage", "keys", "discovery", "runtime", "sandbox"}
-EDGE = {"config", "wiring", "web", "client", "cli", "dev"}
+HANDS = {"db", "storage", "keys", "discovery", "witnesses", "runtime", "sandbox"}
+EDGE = {"config", "wiring", "web", "client", "cli", "dev", "witness"}
 ROOMS = WORDS | RULES | SERVICE | HANDS | EDGE
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -26,12 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(WORDS, WORDS),
     "services": WORDS | RULES | {"services"},
     "config": WORDS | {"config"},
-    "wiring": ROOMS - {"web", "client", "cli", "dev"},
+    "wiring": ROOMS - {"web", "client", "cli", "dev", "witness"},
     # The web parses and renders: it sees services, and the wiring that gives it a house.
     "web": WORDS | SERVICE | {"web", "wiring", "config", "identity", "runtime"},
     "client": WORDS | RULES | {"runtime", "client"},
     "cli": WORDS
-    | {"client", "cli", "runtime", "policy", "ledger", "dev", "config", "wiring", "web", "db", "sandbox"},
+    | {"client", "cli", "runtime", "policy", "ledger", "dev", "config", "wiring", "web", "db", "sandbox"}
+    | {"witness"},
+    # Somebody else's program: it knows logs and keys, and nothing of a broker.
+    "witness": WORDS | {"ledger", "client", "runtime", "witness"},
     "dev": WORDS | {"dev", "config", "wiring", "keys", "storage", "client", "runtime", "db"},
 }
 """Room -> rooms that it may import. What is not here is a mistake, not an oversight."""
@@ -70,6 +73,10 @@ CLOCKS = {
 }
 ENVIRONMENT_ROOMS = {"config", "client", "dev", "cli"}
 """Reading the environment: the server's settings; the client's settings; child processes of the stack."""
+
+
+WHOLE = {"kit_verifier.py"}
+"""Copied as one file into every evidence kit, so it stays one file."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -183,7 +190,7 @@ def test_modules_have_one_subject() -> None:
     long = {
         str(path.relative_to(PACKAGE)): lines
         for _, path in ALL
-        if (lines := len(path.read_text().splitlines())) > 400
+        if (lines := len(path.read_text().splitlines())) > 400 and path.name not in WHOLE
     }
     assert not long, f"modules over 400 lines: {long}"
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from broker.cli.command import BrokerCommand, Invocation
 from broker.cli.output import fields, is_terminal, plain, safe, time_text
-from broker.errors import EXIT_CODE
+from broker.client import private_files
+from broker.errors import EXIT_CODE, ConfigurationError
 
 if TYPE_CHECKING:
     from broker.client.settings import Profile
@@ -34,8 +36,14 @@ STATUS_OF_EFFECT: Final[Mapping[str, int]] = {
 @click.option(
     "--code", metavar="CODE", help="The one-time code; - reads it from stdin. Asked for if left out."
 )
+@click.option(
+    "--witness-policy",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A tlog-policy: which witnesses must have cosigned what the log records. Kept in the profile.",
+)
 @click.pass_obj
-def login(call: Invocation, server: str, code: str | None) -> None:
+def login(call: Invocation, server: str, code: str | None, witness_policy: Path | None) -> None:
     """Enrol this machine: make a key, and bind it to you with a one-time code from an administrator.
 
     The code names the log that the broker must keep; another broker is refused before anything secret
@@ -43,7 +51,8 @@ def login(call: Invocation, server: str, code: str | None) -> None:
     """
     from broker.client.sdk import Client
 
-    with Client.login(server, _read_code(code), name=call.profile) as client:
+    policy = None if witness_policy is None else _read_policy(witness_policy)
+    with Client.login(server, _read_code(code), name=call.profile, witness_policy=policy) as client:
         profile = client.profile
         found = {
             "principal": profile.principal,
@@ -65,6 +74,13 @@ def login(call: Invocation, server: str, code: str | None) -> None:
         ),
     )
     call.out.say("enrolled; next: broker whoami")
+
+
+def _read_policy(path: Path) -> bytes:
+    found = private_files.find_file(path, follow=True)
+    if found is None:
+        raise ConfigurationError(f"there is no file {path}")
+    return found
 
 
 def _read_code(code: str | None) -> str:

@@ -9,6 +9,7 @@ import click
 
 from broker.cli.collection import collection
 from broker.cli.command import BrokerGroup, Invocation
+from broker.cli.evidence import evidence
 from broker.cli.issuer import issuer
 from broker.cli.keys import keys
 from broker.cli.output import Column, safe
@@ -34,7 +35,7 @@ _KINDS = ("grant", "principal", "token", "key")
 def admin() -> None:
     """Administer principals, collections, issuers, revocations.
 
-    doctor, keys and migrate run on the server, with its settings; the rest from anywhere.
+    doctor, evidence sweep, keys and migrate run on the server, with its settings; the rest from anywhere.
     """
 
 
@@ -42,6 +43,7 @@ admin.add_command(principal)
 admin.add_command(collection)
 admin.add_command(issuer)
 admin.add_command(keys)
+admin.add_command(evidence)
 
 
 @admin.command(

@@ -12,6 +12,7 @@ from broker import wiring
 from broker.config import Settings, load_settings
 from broker.errors import BrokerError, ConfigurationError, StoreUnavailable
 from broker.runtime import SystemClock, SystemEntropy
+from broker.web.cosigner import examine as ask_witnesses
 
 if TYPE_CHECKING:
     from broker.ports import ObjectStore, Presigner
@@ -46,6 +47,7 @@ def examine() -> Iterator[Finding]:
         ("schema", lambda: _check_schema(settings[0])),
         ("keys, mode, ledger", lambda: _join(settings[0], house)),
         ("ledger tail", lambda: _check_tail(house[0])),
+        ("witnesses", lambda: ask_witnesses(house[0])),
         ("store answers", lambda: _check_store(house[0])),
     )
     for name, step in steps:

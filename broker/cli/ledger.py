@@ -14,6 +14,7 @@ from broker.cli.command import BrokerGroup, Invocation
 from broker.cli.ledger_audit import audit
 from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
+from broker.cli.ledger_kit import kit, verify_kit
 from broker.cli.options import pinned_key
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
@@ -59,6 +60,8 @@ ledger.add_command(audit)
 ledger.add_command(count)
 ledger.add_command(export)
 ledger.add_command(verify_export)
+ledger.add_command(kit)
+ledger.add_command(verify_kit)
 
 
 @ledger.command(
@@ -187,7 +190,10 @@ def show(call: Invocation, index: int) -> None:
     Its receipt is verified first.
     """
     found = call.client.ledger.show(index)
-    call.out.record(found, _entry_lines(index, found["entry"], found.get("record")))
+    lines = _entry_lines(index, found["entry"], found.get("record"))
+    erased_by = found.get("erased_by")
+    more = [] if erased_by is None else [safe(f"its evidence was erased by entry {erased_by}")]
+    call.out.record(found, itertools.chain(lines, more))
 
 
 def _entry_lines(index: int, entry: Mapping[str, Any], record: Any) -> Iterator[str]:
@@ -275,17 +281,27 @@ def checkpoint(call: Invocation) -> None:
 )
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--vkey", metavar="KEY", help="The log's verifier key; the profile's unless given.")
+@click.option(
+    "--witness-policy",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A tlog-policy, whose quorum of witnesses must have cosigned the tree head too.",
+)
 @click.pass_obj
-def verify_receipt(call: Invocation, file: Path, *, vkey: str | None) -> None:
+def verify_receipt(call: Invocation, file: Path, *, vkey: str | None, witness_policy: Path | None) -> None:
     """Verify a receipt offline, and show its entry.
 
     FILE may be - for stdin. It proves that this entry is in the log that signed; it does not say that
-    the entry is of your request: look at it.
+    the entry is of your request: look at it. With --witness-policy it also proves that the policy's
+    witnesses have seen the log with this entry in it.
     """
     from broker.canonical import b64url
-    from broker.client.ledger import read_receipt
+    from broker.client.cosigned import read_policy
+    from broker.ledger import receipt
 
-    found = read_receipt(_read_receipt(file), vkey or pinned_key(call))
+    pinned = vkey or pinned_key(call)
+    policy = None if witness_policy is None else read_policy(witness_policy, vkey=pinned)
+    found = receipt.verify_receipt(_read_receipt(file), pinned, policy=policy)
     value = {
         "ok": True,
         "index": found.index,

@@ -15,6 +15,7 @@ from broker.cli.command import BrokerGroup, Invocation
 from broker.cli.options import read_file
 from broker.cli.output import Column, counted, safe, safe_lines
 from broker.cli.policy_reach import what_can, who_can
+from broker.cli.policy_replay import replay
 from broker.cli.server_side import needs_server
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def policy() -> None:
     """Policies in Cedar: a folder of NAME.cedar files and schema.cedarschema, tests below tests/."""
 
 
+policy.add_command(replay)
 policy.add_command(who_can)
 policy.add_command(what_can)
 

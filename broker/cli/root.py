@@ -84,6 +84,9 @@ PLACES: Final[dict[str, Place]] = {
     "admin": Place(
         target="broker.cli.admin:admin", help="Principals, issuers, revocations, upkeep.", section=_ADMIN
     ),
+    "witness": Place(
+        target="broker.cli.witness:witness", help="Run a witness for somebody else's log.", section=_SERVER
+    ),
     "serve": Place(target="broker.cli.server:serve", help="Run the production server.", section=_SERVER),
     "dev": Place(target="broker.cli.server:dev", help="Run a whole broker on this machine.", section=_SERVER),
     "demo": Place(

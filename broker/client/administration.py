@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from broker.canonical import Json, drop_absent
+from broker.canonical import Json, drop_absent, format_time
 from broker.client.session import Session
 from broker.client.trust import LogMemory
 from broker.errors import InvalidRequest
 from broker.identity.issuers import parse_issuer_name
+from broker.ledger.query import parse_query
 from broker.names import parse_group, parse_part, parse_principal
 
 REVOCABLE = ("grant", "principal", "token", "key")
@@ -159,6 +160,25 @@ class Administration:
             raise InvalidRequest(f"what can be revoked is {', '.join(REVOCABLE)}")
         named = parse_principal(id) if kind == "principal" else id
         return self._write("POST", "/v1/revocations", {kind: named})
+
+    def erase_evidence(self, principal: str, *, reason: str, before: str | None = None) -> Json:
+        """Erase the evidence of what somebody asked; the entries and every proof stay.
+
+        Args:
+            principal: Whose evidence.
+            reason: Why, for the record.
+            before: A date, RFC 3339 time or age (``90d``); what was asked later keeps its evidence. None:
+                as late as the retention rule allows.
+
+        Returns:
+            ``principal``, ``before``, ``evidence`` (pieces) and ``pending``: another database role has to
+            delete the rows.
+        """
+        body: Json = {"principal": parse_principal(principal), "reason": reason}
+        if before is not None:
+            until = parse_query(f"until:{before}", now=self._session.clock.now()).until
+            body["before"] = None if until is None else format_time(until)
+        return self._write("POST", "/v1/ledger/erasures", body)
 
     def revoke_grant(self, id: str) -> Json:
         """End one of the caller's own grants."""

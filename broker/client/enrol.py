@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.canonical import Json, b64url
+from broker.client import cosigned, private_files
 from broker.client.metadata import fetch_metadata
 from broker.client.session import Session
 from broker.client.settings import (
@@ -26,17 +27,19 @@ from broker.jose import PrivateKey
 from broker.names import parse_principal
 
 
-def enrol(folder: Path, *, server: str, code: str) -> Profile:
+def enrol(folder: Path, *, server: str, code: str, witness_policy: bytes | None = None) -> Profile:
     """Make a key, enrol it, and write the profile.
 
     Args:
         folder: The new profile's folder; it may exist and be empty of a profile.
         server: The broker's base URL.
         code: The one-time code, ``bke1....``.
+        witness_policy: Kept in the profile: which witnesses must vouch for what the log records.
 
     Raises:
         InvalidRequest: The text is not a code.
-        ConfigurationError: There is a profile already, or the URL is http beyond this machine.
+        ConfigurationError: There is a profile already, the URL is http beyond this machine, or the policy
+            is not one for the server's log; the code is unused then.
         IntegrityFailure: The server's log is not the one that the code was made for, or its receipt does
             not verify. No profile is written.
         EnrolmentRefused: The code is wrong, used, expired or dead.
@@ -50,6 +53,8 @@ def enrol(folder: Path, *, server: str, code: str) -> Profile:
         found = fetch_metadata(session)
         origin, vkey = found.origin, found.vkey
         enrolment.verify_vkey(parsed, vkey)
+        if witness_policy is not None:
+            cosigned.parse_policy(witness_policy, vkey=vkey)
         request_id = session.request_id()
         # The MAC names the URL that we use, not one that the server tells us.
         mac = enrolment.enrolment_mac(enrolment.secret_hash(parsed.secret), jkt=key.jkt, url=base, vkey=vkey)
@@ -67,6 +72,9 @@ def enrol(folder: Path, *, server: str, code: str) -> Profile:
     if verified.entry["key"] != {"jwk": key.jwk, "jkt": key.jkt}:
         raise IntegrityFailure("the receipt is for the enrolment of another key")
     # Crash here: the key is lost with this process; an administrator gives out another code.
+    if witness_policy is not None:
+        # Before the profile: there is never one that demands less than was asked for.
+        private_files.write_file(folder / cosigned.FILE, witness_policy, mode=0o644)
     save_profile(profile, key)
     return profile
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from broker import limits
 from broker.canonical import Json, b64url, drop_absent, parse_b64url
+from broker.client.cosigned import Watch
 from broker.client.session import Session
 from broker.client.trust import LogMemory, check_entry
 from broker.client.versions import check_asked, include_of
@@ -95,6 +96,7 @@ class GrantClient:
     def __init__(self, session: Session, log: LogMemory) -> None:
         self._session = session
         self._log = log
+        self._watch = Watch(log.witnesses, session.clock)
 
     def request_grant(self, ask: Ask) -> Granted:
         """Step 1, and step 7 as far as it goes without the manifest.
@@ -142,6 +144,7 @@ class GrantClient:
         )
         check_asked(ask.ref, artifact=entry["artifact"], version=entry["version"], digest=entry["manifest"])
         check_entry(entry, {name: grant.get(name) for name in ("artifact", "version", "manifest")})
+        self._watch.note(entry["grant"], verified)
         return Granted(
             id=entry["grant"],
             artifact=entry["artifact"],
@@ -170,8 +173,10 @@ class GrantClient:
 
         Raises:
             GrantRevoked, Denied, OverBudget: The recorded answer of the broker.
-            IntegrityFailure: The receipt does not verify, or is not for this request.
+            IntegrityFailure: The receipt does not verify, or is not for this request; or the witnesses of
+                the profile have not seen what was recorded before.
         """
+        due = self._watch.due(granted.id)
         recipient, have, request_id = seal.Recipient.generate(), self._log.have(), self._session.request_id()
         body = drop_absent(
             {
@@ -204,10 +209,18 @@ class GrantClient:
                 "lease": lease.get("number"),
             },
         )
+        self._watch.check(answer, verified, due=due)
+        self._watch.note(granted.id, verified)
         return _sealed(verified.entry, lease, recipient, verified, answer["receipt"])
 
     def report_completion(self, granted: Granted, *, files: int, bytes: int, extents: int) -> str:
-        """Step 10: what was received and verified, recorded. The receipt's text is returned."""
+        """Step 10: what was received and verified, recorded. The receipt's text is returned.
+
+        Raises:
+            IntegrityFailure: The receipt does not verify, or the witnesses of the profile have not seen what
+                was recorded before.
+        """
+        due = self._watch.due(granted.id)
         have, request_id = self._log.have(), self._session.request_id()
         received = {"files": files, "bytes": bytes, "extents": extents}
         body = drop_absent({"request_id": request_id, "have": have, "received": received})
@@ -216,6 +229,7 @@ class GrantClient:
         verified = self._log.accept(text, have=have, consistency=answer.get("consistency", []))
         expected = {"type": "completion", "grant": granted.id, "received": received, "jkt": self._session.jkt}
         check_entry(verified.entry, expected)
+        self._watch.check(answer, verified, due=due)
         return str(text)
 
     def _principal(self, entry: Json) -> Any:

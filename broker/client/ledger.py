@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from broker import limits
 from broker.canonical import Json, b64url, drop_absent, parse_b64url, parse_json_object
-from broker.client import export
+from broker.client import export, kit
 from broker.client.following import follow_rows
+from broker.client.replaying import replay_decisions
 from broker.client.session import Session
 from broker.client.settings import Profile
 from broker.client.static_log import write_new
@@ -25,7 +26,7 @@ from broker.errors import (
     Unreachable,
     UsageError,
 )
-from broker.ledger import note, receipt
+from broker.ledger import note
 from broker.ledger.audit import Auditor, Verdict
 from broker.ledger.certificate import Sample
 from broker.ledger.note import TreeHead
@@ -156,6 +157,10 @@ class LedgerClient:
         members = {"principal": principal, "purpose": purpose or None, "after": after}
         return self._session.get("/v1/policies/what-can", members)
 
+    def replay(self, files: Mapping[str, str] | None = None, **which: Any) -> Json:
+        """Recorded decisions made again: see :func:`~broker.client.replaying.replay_decisions`."""
+        return replay_decisions(self._session, files=files, **which)
+
     def prove(self, index: int) -> str:
         """A receipt of one entry: a ``tlog-proof`` text that verifies offline.
 
@@ -217,11 +222,26 @@ class LedgerClient:
 
     def _entries(self, size: int) -> Iterator[list[bytes]]:
         for start in range(0, size, PAGE):
-            stop = min(start + PAGE, size)
-            lines = self._session.lines(
-                "/v1/ledger/leaves", {"start": start, "stop": stop}, longest=_LONGEST_LINE
-            )
-            yield [_bytes(_parse_row(line).get("e")) for line in lines if line]
+            yield self.read_entries(start, min(start + PAGE, size))
+
+    def read_entries(self, start: int, stop: int) -> list[bytes]:
+        """Entries [start, stop), at most :data:`PAGE`, as the server shows them: nothing is proven yet."""
+        members = {"start": start, "stop": stop}
+        lines = self._session.lines("/v1/ledger/leaves", members, longest=_LONGEST_LINE)
+        return [_bytes(_parse_row(line).get("e")) for line in lines if line]
+
+    def write_kit(self, folder: Path, query: str = "", *, on_progress: kit.Progress | None = None) -> kit.Kit:
+        """Take what matches home with all that proves it: see :func:`broker.client.kit.write_kit`."""
+        return kit.write_kit(
+            self,
+            self._session,
+            self._log,
+            folder,
+            vkey=self._profile.vkey,
+            query=query,
+            record=self._record_export,
+            on_progress=on_progress,
+        )
 
     def _record_export(self, members: Json) -> str:
         have = self._log.have()
@@ -372,12 +392,3 @@ def check_verdict(verdict: LedgerVerdict) -> None:
         start, stop = verdict.first_bad_interval
         where += f": first between entries {start} and {stop}"
     raise IntegrityFailure(where, why="; ".join(verdict.problems[:5]) or None)
-
-
-def read_receipt(text: str, vkey: str) -> receipt.VerifiedReceipt:
-    """The entry that a receipt proves, offline.
-
-    Raises:
-        IntegrityFailure: It does not verify.
-    """
-    return receipt.verify_receipt(text, vkey)

@@ -13,6 +13,7 @@ from broker import limits
 from broker.canonical import Json
 from broker.client import settings
 from broker.client.catalogue import Catalogue, as_ref
+from broker.client.cosigned import find_policy
 from broker.client.metadata import complete_profile
 from broker.client.session import Session
 from broker.client.trust import LogMemory
@@ -50,6 +51,7 @@ class Client:
             vkey=profile.vkey,
             find_proof=self._find_proof,
             seed=profile.folder / settings.TREE_HEAD,
+            witnesses=find_policy(profile.folder, vkey=profile.vkey),
         )
 
     @classmethod
@@ -72,19 +74,32 @@ class Client:
 
     @classmethod
     def login(
-        cls, server: str, code: str, *, folder: Path | str | None = None, name: str | None = None
+        cls,
+        server: str,
+        code: str,
+        *,
+        folder: Path | str | None = None,
+        name: str | None = None,
+        witness_policy: bytes | None = None,
     ) -> Client:
         """Enrol this machine with a one-time code, and the client of the new profile.
+
+        Args:
+            server: The broker's base URL.
+            code: The one-time code.
+            folder: The new profile's folder; that of ``name`` without it.
+            name: Of the profile.
+            witness_policy: A ``tlog-policy``: which witnesses must vouch for what the log records.
 
         Raises:
             EnrolmentRefused: The code is not accepted.
             IntegrityFailure: The server's log is not the one that the code was made for.
-            ConfigurationError: There is a profile already.
+            ConfigurationError: There is a profile already, or the policy is not one for the server's log.
         """
         from broker.client.enrol import enrol
 
         target = Path(folder) if folder is not None else settings.profile_folder(name)
-        return cls(enrol(target, server=server, code=code))
+        return cls(enrol(target, server=server, code=code, witness_policy=witness_policy))
 
     def __enter__(self) -> Client:
         return self

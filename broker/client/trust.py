@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from broker.canonical import Json, parse_b64url
 from broker.client import private_files
@@ -21,6 +21,9 @@ from broker.errors import BrokerError, IntegrityFailure, RollbackDetected, Unava
 from broker.ledger import merkle, note, receipt
 from broker.ledger.note import TreeHead
 from broker.ledger.receipt import VerifiedReceipt
+
+if TYPE_CHECKING:
+    from broker.ledger.quorum import Policy
 
 FindProof = Callable[[int, int], Sequence[str]]
 """Asks the server for the consistency proof between two sizes (smaller, larger)."""
@@ -37,11 +40,19 @@ class LogMemory:
         vkey: The pinned log's verifier key.
         find_proof: Asks for consistency proofs.
         seed: A file with the tree head that counts as seen as long as none is kept; it may be read-only.
+        witnesses: Which witnesses must vouch for what the log recorded; None for none.
     """
 
     def __init__(
-        self, folder: Path | None, *, vkey: str, find_proof: FindProof, seed: Path | None = None
+        self,
+        folder: Path | None,
+        *,
+        vkey: str,
+        find_proof: FindProof,
+        seed: Path | None = None,
+        witnesses: Policy | None = None,
     ) -> None:
+        self.witnesses = witnesses
         self._folder = folder
         self._seed = seed
         self._held: str | None = None

@@ -66,10 +66,16 @@ class Settings(BaseSettings):
     """Folder outside the database's reach that remembers every signed tree head."""
     heads_max_lag: float = Field(default=10.0, ge=0.0, le=300.0)
     """Seconds for which the store of tree heads may fail before nothing more is released."""
+    witness_policy: AbsolutePath | None = None
+    """File (C2SP tlog-policy) of the witnesses that are asked to cosign tree heads, and of their quorum."""
+    witness_max_lag: float = Field(default=60.0, ge=1.0, le=60.0)
+    """Seconds for which an entry may go without a cosigned head that covers it; then no further lease."""
     lease_window: int = Field(
         default=limits.DEFAULT_LEASE_WINDOW, ge=limits.SEGMENT_SIZE, le=limits.MAX_LEASE_BYTES
     )
     """Plaintext bytes that one lease opens."""
+    evidence_retention: int = Field(default=0, ge=0, le=36_500)
+    """Days for which evidence may not be erased."""
     nonces_required: bool | None = None
     """Every signed request needs a nonce of this server; unless given, in production yes, in dev mode no."""
     unsafe_single_admin: bool = False

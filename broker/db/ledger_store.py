@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from broker.db import tables
@@ -37,6 +37,8 @@ from broker.errors import (
 from broker.ports import Clock
 
 _ATTEMPTS: Final = 4
+_ERASED_AT_ONCE: Final = 500
+"""Pieces of evidence that one transaction deletes."""
 _PAUSE_SECONDS: Final = 0.02
 """Before the second attempt; twice as long before each later one."""
 _PATIENCE_SECONDS: Final = 4.0
@@ -272,6 +274,27 @@ class LedgerStore:
             changed = connection.execute(statement)
             if not changed.rowcount:
                 raise NotFound("there is no such upload")
+
+    def erase_evidence(self, principal: str, until: int) -> int:
+        """Delete the evidence behind entries of a principal from before a time; see ``ports.Ledger``.
+
+        In runs of a bounded size, so that appends come between: nothing else reads these rows, and what
+        is left after a crash is deleted the next time.
+
+        Raises:
+            LedgerUnavailable: The role may not, or it is not known to be done.
+        """
+        index, kept = tables.ledger_index.c, tables.ledger_evidence
+        wanted = select(kept.c.idx).join(tables.ledger_index, index.idx == kept.c.idx)
+        wanted = wanted.where(index.principal == principal, index.time < until).limit(_ERASED_AT_ONCE)
+        gone = 0
+        while True:
+            with self._written() as connection:
+                found = connection.execute(wanted).scalars().all()
+                connection.execute(delete(kept).where(kept.c.idx.in_(found)))
+            gone += len(found)
+            if len(found) < _ERASED_AT_ONCE:
+                return gone
 
     # -- reading --------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class RowCodec(Generic[R]):
     def __init__(self, row: type[R]) -> None:
         self._row: Final[Any] = row
         self.table: Final[Table] = ROW_TABLES[row]
-        # SQLAlchemy's own kind of text is slow to write as JSON, and a MAC is made for every row that is read.
+        # SQLAlchemy's own kind of text is slow to write as JSON, and every row that is read needs a MAC.
         self._name: Final = str(self.table.name)
         self.keys: Final = ROW_KEYS[row]
         self.members: Final = _members(row)

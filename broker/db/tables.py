@@ -75,6 +75,17 @@ ledger_hashes: Final = Table(
 ledger_heads: Final = Table("ledger_heads", METADATA, _key("size", INT), _value("note", TEXT))
 """Signed tree heads."""
 
+ledger_cosignatures: Final = Table(
+    "ledger_cosignatures",
+    METADATA,
+    _key("size", INT),
+    _key("witness", TEXT),
+    _value("line", TEXT),
+    _value("time", INT),
+    Index("ix_ledger_cosignatures_witness", "witness", "size"),
+)
+"""Signature lines of witnesses by tree size and the witness's key; ``time`` is the witness's own, ms."""
+
 ledger_records: Final = Table("ledger_records", METADATA, _key("digest", TEXT), _value("body", OCTETS))
 """What entries commit to by digest, kept for ever."""
 

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar, cast
 
-from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, Select, bindparam, select
+from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, Select, bindparam, func, select
 from sqlalchemy import cast as sql_cast
 
 from broker.canonical import sha256_digest
@@ -138,6 +138,18 @@ class SqlReader:
         if type(row.salt) is not bytes or type(row.body) is not bytes:
             raise alarm("stored evidence is not what the broker wrote", why=f"entry {index}")
         return row.salt, row.body
+
+    def count_evidence(self, principal: str, until: int) -> int:
+        """Pieces of evidence behind entries of a principal from before a time in milliseconds."""
+        if not is_storable(principal) or not is_storable(until):
+            return 0
+        columns = ledger_index.c
+        wanted = (
+            select(func.count())
+            .select_from(ledger_evidence)
+            .join(ledger_index, columns.idx == ledger_evidence.c.idx)
+        )
+        return int(self._value(wanted.where(columns.principal == principal, columns.time < until)) or 0)
 
     def search(self, query: Query, *, after: int, limit: int) -> list[tuple[int, IndexRow]]:
         """Matching rows with index > after, ascending, at most ``limit`` (and ``limits.MAX_PAGE``).

@@ -248,6 +248,7 @@ MEMBERS: Final[Mapping[str, Check]] = {
     "counts": _map_of(_identifier, _count, MAX_COUNTERS),
     "since": _time,
     "until": _time,
+    "reason": _text(limits.MAX_PURPOSE),
 }
 """Member -> the rule that its value must pass; it raises a BrokerError when it does not."""
 
@@ -306,6 +307,7 @@ TYPES: Final[Mapping[str, TypeRule]] = {
     "key-rotation": _rule("use kid", "previous_kid vkey"),
     "export": _rule("principal format", "range digest"),
     "audit-query": _rule("principal query hour"),
+    "erasure": _rule("principal subject until counts reason"),
     "decision": _rule("principal action decision", "subject"),
     "junk-summary": _rule("counts since until"),
     "denial-summary": _rule("principal counts since until"),

@@ -8,7 +8,7 @@ answers Allow without an error where the full set says Deny. So the slice is clo
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -103,25 +103,37 @@ def find_gap(slice: Slice) -> str | None:
     named = {*ends, *(uid for entity in slice.entities.values() for uid in _named(entity))}
     if missing := sorted(named - slice.entities.keys()):
         return f"{_show(missing[0])} is not known"
-    member = _reach(slice, [slice.principal], _parents)
-    if {uid for uid in member if uid[0] == _GROUP} != slice.members:
+    if reachable_groups(slice.principal, slice.entities) != slice.members:
         return "the principal's groups are not all of its groups"
     things = {uid for uid in slice.entities if uid[0] != _GROUP}
-    stray = (things - _reach(slice, ends, _parents)) | (slice.entities.keys() - _reach(slice, ends, _named))
+    stray = (things - _reach(slice.entities, ends, _parents)) | (
+        slice.entities.keys() - _reach(slice.entities, ends, _named)
+    )
     if stray:
         return f"{_show(min(stray))} is there, but nothing leads to it"
     groups = len(slice.entities) - len(things)
     return "too many groups" if groups > limits.MAX_SLICE_GROUPS else None
 
 
-def _reach(slice: Slice, start: list[Uid], edges: Callable[[Entity], Iterator[Uid]]) -> set[Uid]:
+def reachable_groups(principal: Uid, entities: Mapping[Uid, Entity]) -> frozenset[Uid]:
+    """The groups above a principal, by parents.
+
+    Raises:
+        KeyError: An entity is named that is not there.
+    """
+    return frozenset(uid for uid in _reach(entities, [principal], _parents) if uid[0] == _GROUP)
+
+
+def _reach(
+    entities: Mapping[Uid, Entity], start: list[Uid], edges: Callable[[Entity], Iterator[Uid]]
+) -> set[Uid]:
     reached: set[Uid] = set()
     waiting = list(start)
     while waiting:
         uid = waiting.pop()
         if uid not in reached:
             reached.add(uid)
-            waiting.extend(edges(slice.entities[uid]))
+            waiting.extend(edges(entities[uid]))
     return reached
 
 

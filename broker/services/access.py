@@ -13,7 +13,7 @@ from broker.identity import scope
 from broker.ledger.selection import count_segments, selection_record
 from broker.model import ACTIVE, Grant, Lease
 from broker.ports import View
-from broker.services import authn, denials, releasing, selection
+from broker.services import authn, cosigned, denials, releasing, selection
 from broker.services.house import House
 from broker.services.planning import (
     Asked,
@@ -35,6 +35,8 @@ class Released:
     decision: Json
     recorded: Recorded
     lease: Json = field(repr=False)
+    cosigned: Json | None = None
+    """A head that witnesses cosigned, and the proof that the receipt's tree extends it."""
 
 
 @dataclass(kw_only=True)
@@ -67,16 +69,24 @@ def ask(house: House, request: authn.SignedRequest, wanted: GrantRequest) -> Rel
 def lease(house: House, request: authn.SignedRequest, wanted: LeaseRequest) -> Released:
     """Step 9: the next slice, decided anew against current policy, budgets and revocations.
 
+    With witnesses, what was recorded for the grant before is covered by a head that they cosigned.
+
     Raises:
-        As :func:`ask`; GrantRevoked when the grant was revoked or has run out.
+        As :func:`ask`; GrantRevoked when the grant was revoked or has run out; LedgerUnavailable when the
+            witnesses have not signed for too long.
     """
     seal.parse_recipient(wanted.recipient)
     key = wanted.request_id, wanted.body_digest()
 
-    def plan(view: View, caller: authn.Caller) -> Plan:
-        return plan_lease(house, view, caller, wanted)
+    seen: list[cosigned.CosignedHead | None] = [None]
 
-    return _carry_out(house, request, plan, wanted.recipient, wanted.have, wanted.ranges, key)
+    def plan(view: View, caller: authn.Caller) -> Plan:
+        made = plan_lease(house, view, caller, wanted)
+        seen[0] = cosigned.require_covered(house, view, made.grant.entry)
+        return made
+
+    released = _carry_out(house, request, plan, wanted.recipient, wanted.have, wanted.ranges, key)
+    return replace(released, cosigned=cosigned.cosigned_json(house, seen[0], released.recorded))
 
 
 # -- steps 5 and 6 -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from broker.ledger.query import parse_query, search_row
 from broker.model import IndexRow
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import authn, deciding, denials
+from broker.services import authn, cosigned, deciding, denials, erasing
 from broker.services.house import House
 from broker.services.record import (
     Recorded,
@@ -170,7 +170,7 @@ def query_text(q: str, *, since: str | None, until: str | None) -> str:
 
 
 def show_entry(house: House, request: authn.SignedRequest, index: int) -> Json:
-    """One entry with its exact bytes, its record, and a receipt under the newest tree head.
+    """One entry with its exact bytes, its record, and a receipt under a signed tree head.
 
     Raises:
         NotFound: The log is not that long.
@@ -182,12 +182,14 @@ def show_entry(house: House, request: authn.SignedRequest, index: int) -> Json:
         record = None
         if "selection" in found:
             record = parse_json(view.record(found["selection"]["digest"]))
+        erased_by = erasing.find_erasure(view, index, found)
     return {
         "index": index,
         "entry": found,
         "data": b64url(recorded.data),
         "leaf_hash": b64url(recorded.leaf_hash),
         "record": record,
+        "erased_by": erased_by,
         "receipt": recorded.receipt,
     }
 
@@ -197,9 +199,12 @@ def _prove(house: House, view: View, index: int) -> Recorded:
     if not 0 <= index < tail.size:
         raise NotFound(f"the ledger has no entry {index}", why=f"it has {tail.size} entries, from 0")
     data = view.entry(index)
-    proof = merkle.inclusion_proof(index, tail.size, view.hashes)
-    merkle.verify_inclusion(merkle.leaf_hash(data), index, tail.size, proof, tail.root)
-    head = sign_head(house, tail)
+    # A head that witnesses cosigned, if there is one that covers it: others may demand their quorum.
+    covering = cosigned.covering(house, view, index)
+    size, root = (tail.size, tail.root) if covering is None else (covering.head.size, covering.head.root)
+    proof = merkle.inclusion_proof(index, size, view.hashes)
+    merkle.verify_inclusion(merkle.leaf_hash(data), index, size, proof, root)
+    head = sign_head(house, tail) if covering is None else covering.note
     return Recorded(
         index=index,
         data=data,
@@ -210,7 +215,7 @@ def _prove(house: House, view: View, index: int) -> Recorded:
 
 
 def inclusion(house: House, request: authn.SignedRequest, index: int) -> Json:
-    """A receipt of one entry under the newest tree head: verifies offline.
+    """A receipt of one entry under the newest tree head, or cosigned one: verifies offline.
 
     Raises:
         NotFound: The log is not that long.
@@ -307,6 +312,10 @@ def heads(house: House, request: authn.SignedRequest) -> Json:
 
 
 def checkpoint(house: House) -> str:
-    """The newest signed tree head. Public. Source: C2SP tlog-tiles, "Checkpoints"."""
+    """The newest signed tree head, with what witnesses cosigned of it. Public.
+
+    **Source**: C2SP tlog-tiles, "Checkpoints".
+    """
     with house.ledger.view() as view:
-        return sign_head(house, view.tail())
+        tail = view.tail()
+    return cosigned.with_cosignatures(house, sign_head(house, tail), tail.size)

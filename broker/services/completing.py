@@ -12,7 +12,7 @@ from broker.identity import scope
 from broker.model import ACTIVE, REVOKED, Grant
 from broker.policy import request as policy
 from broker.ports import View
-from broker.services import access, authn, deciding, denials, planning, selection
+from broker.services import access, authn, cosigned, deciding, denials, planning, selection
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, digest_of, new_entry
 
@@ -41,12 +41,13 @@ def grant_json(grant: Grant) -> Json:
 
 def released_json(released: access.Released) -> Json:
     """The answer to a grant or lease request."""
-    return {
+    answer = {
         "grant": grant_json(released.grant),
         "decision": released.decision,
         **proof_json(released.recorded),
         "lease": released.lease,
     }
+    return answer if released.cosigned is None else {**answer, "cosigned": released.cosigned}
 
 
 def _own_grant(view: View, caller: authn.Caller, id: str) -> Grant:
@@ -83,14 +84,17 @@ def complete(
         NotFound: Not a grant of the caller's.
         ScopeExceeded: The token does not cover it.
         InvalidRequest: More is claimed than the grant covers.
+        LedgerUnavailable: The witnesses have not signed what was released for too long.
     """
     digest = digest_of(canonical_bytes({"grant": grant, "received": dict(received)}))
+    seen: list[cosigned.CosignedHead | None] = [None]
 
     def decide(view: View) -> Draft:
         caller = authn.authenticate(house, view, request)
         row = _own_grant(view, caller, grant)
         if received["files"] > row.files or received["bytes"] > row.bytes:
             raise InvalidRequest("more was received than the grant covers")
+        seen[0] = cosigned.require_covered(house, view, row.entry)
         entry = new_entry(
             house,
             time=caller.now,
@@ -111,7 +115,8 @@ def complete(
         return Draft(proof=caller.proof_use, request=key, entries=(entry,))
 
     _, recorded = decide_and_record(house, decide, have=have)
-    return proof_json(recorded)
+    found = cosigned.cosigned_json(house, seen[0], recorded)
+    return proof_json(recorded) if found is None else {**proof_json(recorded), "cosigned": found}
 
 
 @denials.recorded("read")

@@ -11,7 +11,7 @@ from broker.services import auditing, authn, completing
 from broker.services.house import House
 from broker.services.record import decide_and_record, digest_of, new_entry
 
-FORMATS = ("tiles", "jsonl", "csv")
+FORMATS = ("tiles", "jsonl", "csv", "kit")
 
 
 def record_export(
@@ -32,7 +32,8 @@ def record_export(
         request_id: A retry of the same id and body gets the first outcome.
         format: One of :data:`FORMATS`.
         size: Size of the tree that is exported.
-        digest: ``sha256:`` digest of the export's certificate; for tiles, of the checkpoint.
+        digest: ``sha256:`` digest of the export's certificate; for tiles, of the checkpoint; for a
+            kit, of its manifest.
         have: The last tree head that the caller verified.
 
     Returns:

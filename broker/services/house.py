@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker import jose, limits
 from broker.canonical import b64url
@@ -23,6 +23,9 @@ from broker.ports import (
 )
 from broker.services.denial_meter import DenialMeter
 from broker.services.guard import Guard
+
+if TYPE_CHECKING:
+    from broker.services.cosigned import Cosigned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,11 @@ class House:
     public_urls: tuple[str, ...]
     store_hosts: tuple[str, ...]
     heads: TreeHeadStore | None = None
+    witnessed: Cosigned | None = None
+    """The witnesses of the log and what they cosigned; None when there are none."""
     lease_window: int = limits.DEFAULT_LEASE_WINDOW
+    evidence_retention: int = 0
+    """Days that evidence is kept for at least before it may be erased."""
     nonces_required: bool = False
     protected_changes: bool = False
     """Whether changes that will need several people may be made by one (dev, unsafe_single_admin)."""

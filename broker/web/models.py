@@ -240,9 +240,17 @@ class IssuerBody(Recorded):
 class ExportBody(Recorded):
     """What an auditor takes home."""
 
-    format: Literal["tiles", "jsonl", "csv"]
+    format: Literal["tiles", "jsonl", "csv", "kit"]
     size: Annotated[int, Field(ge=0, le=limits.MAX_TREE_SIZE)]
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class ErasureBody(Recorded):
+    """Whose evidence goes."""
+
+    principal: Name
+    before: Annotated[str, Field(max_length=32, description="RFC 3339; what is later stays")] | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=limits.MAX_PURPOSE)]
 
 
 class RevocationBody(Recorded):

@@ -11,7 +11,7 @@ from broker import jose
 from broker.canonical import Json
 from broker.errors import Unavailable
 from broker.identity import scope
-from broker.services import auditing
+from broker.services import auditing, cosigned
 from broker.services.exchange import GRANT_TYPE as TOKEN_EXCHANGE
 from broker.services.house import House
 from broker.services.tokens import JWT_BEARER
@@ -98,6 +98,15 @@ def _public_jwk(kid: str, jwk: Mapping[str, Any]) -> Json:
 
 def checkpoint(call: PublicCall) -> Response:
     """The newest signed tree head. Source: C2SP tlog-tiles, "Checkpoints"."""
-    answer = Response(auditing.checkpoint(call.house), content_type="text/plain; charset=utf-8")
+    return _head(auditing.checkpoint(call.house))
+
+
+def cosigned_head(call: PublicCall) -> Response:
+    """The newest tree head that a quorum of the log's witnesses cosigned."""
+    return _head(cosigned.newest_note(call.house))
+
+
+def _head(text: str) -> Response:
+    answer = Response(text, content_type="text/plain; charset=utf-8")
     answer.headers["Cache-Control"] = "public, max-age=5"
     return answer

@@ -14,6 +14,7 @@ from broker.identity.scope import ADMINISTRATION, ARTIFACT, LEDGER
 from broker.web import (
     administrators,
     auditors,
+    evidence,
     federation,
     models,
     oauth,
@@ -22,6 +23,7 @@ from broker.web import (
     publishers,
     reach,
     readers,
+    replays,
     tiles,
 )
 from broker.web.calls import Access, Handler, Method, Needs, Own, Proof, Public, PublicHandler, Route
@@ -63,6 +65,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route(f"GET {public.PROTECTED_RESOURCE}", _PUBLIC, public.protected_resource),
     _route("GET /oauth/jwks", _PUBLIC, public.jwks),
     _route("GET /ledger/checkpoint", _PUBLIC, public.checkpoint),
+    _route("GET /ledger/cosigned", _PUBLIC, public.cosigned_head),
     _route("GET /ledger/tile/<level>/<path:place>", _PUBLIC, tiles.hash_tile),
     # -- tokens
     _route("POST /oauth/token", _TOKEN, oauth.issue_token, form=True),
@@ -112,12 +115,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET /v1/policies", _POLICIES, administrators.show_policies),
     _route("PUT /v1/policies", _POLICIES, administrators.apply_policies, body=models.PolicyBody),
     _route("POST /v1/revocations", _REVOCATIONS, administrators.revoke, body=models.RevocationBody),
+    _route("POST /v1/ledger/erasures", _PRINCIPALS, evidence.erase, body=models.ErasureBody),
     # -- auditing
+    _route("POST /v1/policies/replay", _SEARCH, replays.replay, body=replays.ReplayBody),
     _route("GET /v1/policies/who-can", _SEARCH, reach.who_can, query=models.WhoCanQuery),
     _route("GET /v1/policies/what-can", _SEARCH, reach.what_can, query=models.WhatCanQuery),
     _route("GET /v1/ledger/entries", _SEARCH, auditors.search, query=models.EntriesQuery),
     _route("GET /v1/ledger/counts", _SEARCH, auditors.count, query=models.CountsQuery),
     _route("GET /v1/ledger/entries/<index>", _LEDGER, auditors.show_entry),
+    _route("GET /v1/ledger/evidence/<index>", _LEDGER, evidence.show_evidence),
+    _route("GET /v1/ledger/bundles/<digest>", _LEDGER, evidence.show_bundle),
     _route("GET /v1/ledger/leaves", _LEDGER, auditors.leaves, query=models.LeavesQuery),
     _route("GET /v1/ledger/hashes", _LEDGER, auditors.hashes, query=models.HashesQuery),
     _route("GET /v1/ledger/heads", _LEDGER, auditors.heads),

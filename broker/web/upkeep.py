@@ -10,6 +10,7 @@ from broker.services import denials
 from broker.services.house import House
 from broker.services.junk import JunkMeter
 from broker.services.sweeping import sweep
+from broker.web.cosigner import CosignerThread
 from broker.web.keeper import KeeperThread
 from broker.web.logs import describe_fault, get_logger
 
@@ -30,10 +31,12 @@ class Upkeep:
         self._swept_at = house.clock.now()
         self.junk = JunkMeter(house)
         self._keeper = KeeperThread(house)
+        self._cosigner = CosignerThread(house)
 
     def start(self) -> None:
         """Begin what runs without requests: the first thing that a serving process does."""
         self._keeper.start()
+        self._cosigner.start()
 
     def run(self) -> None:
         """Record the last minute's junk and unrecorded denials, sweep dead uploads: each when it is time."""
@@ -47,6 +50,7 @@ class Upkeep:
         _attempt("summary of junk", lambda: self.junk.summarise(force=True))
         _attempt("summary of denials", lambda: denials.summarise(self._house, force=True))
         self._keeper.stop()
+        self._cosigner.stop()
         _attempt("last tree head", lambda: self._house.keep_head(force=True))
 
     def _is_sweep_due(self, now: int) -> bool:

@@ -64,6 +64,24 @@ def test_login_by_name_and_with_the_code_on_stdin(served: Served, tmp_path: Path
     assert run("whoami", env=env).exit_code == 2, "there is no profile named default"
 
 
+def test_login_keeps_the_witness_policy(served: Served, tmp_path: Path) -> None:
+    code = served.json(served.world.admin, "admin", "principal", "add", fresh())["enrolment_code"]
+    policy = tmp_path / "witnesses.txt"
+    env = {"BROKER_PROFILE_DIR": str(tmp_path / "p")}
+    words = ("login", "--server", served.url, "--code", code, "--witness-policy", str(policy))
+    assert run(*words, env=env).exit_code == 2, "there is no such file"
+    policy.write_text("quorum none\n")
+    done = run(*words, env=env)
+    assert (done.exit_code, "does not name the log" in done.stderr) == (2, True)
+    policy.write_text(f"log {served.world.house.log.vkey}\nquorum none\n")
+    assert run(*words, env=env).exit_code == 0, "the code was not used up"
+    assert (tmp_path / "p" / "witness-policy").read_text() == policy.read_text()
+    assert run("whoami", env=env).exit_code == 0
+    policy.unlink()
+    (tmp_path / "p" / "witness-policy").write_text("log\n")
+    assert run("whoami", env=env).exit_code == 2
+
+
 def test_a_server_with_another_log_is_refused(served: Served, tmp_path: Path) -> None:
     code = enrolment.build_code(id=bytes(8), secret=bytes(16), vkey="other.example/log+00000000+AAAA")
     env = {"BROKER_PROFILE_DIR": str(tmp_path / "p")}

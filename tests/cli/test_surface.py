@@ -16,15 +16,16 @@ from tests.cli.served import run
 
 COMMON = {"--output", "-o", "--json", "--quiet", "-q", "--verbose", "-v", "--profile"}
 CONTRACT = """
-login whoami ls info put get cat verify exec agent can serve dev demo completion
+login whoami ls info put get cat verify exec agent can serve dev demo completion witness:key witness:serve
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:count ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
-ledger:export ledger:verify-export ledger:audit
-policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can
+ledger:export ledger:verify-export ledger:kit ledger:verify-kit ledger:audit
+policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can policy:replay
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
 admin:issuer:add admin:issuer:ls admin:issuer:show admin:issuer:rm admin:issuer:test
 admin:collection:ls admin:collection:set admin:keys:create admin:revoke admin:doctor admin:migrate
+admin:evidence:erase admin:evidence:sweep
 """
 
 
@@ -157,7 +158,8 @@ def test_completion_scripts_name_the_program(shell: str) -> None:
 def test_completion_completes() -> None:
     env = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": "broker ledger ver", "COMP_CWORD": "2"}
     done = run(env=env)
-    assert done.stdout.splitlines() == ["plain,verify", "plain,verify-export", "plain,verify-receipt"]
+    names = ("verify", "verify-export", "verify-kit", "verify-receipt")
+    assert done.stdout.splitlines() == [f"plain,{name}" for name in names]
 
 
 def test_help_at_a_terminal_says_the_same() -> None:

@@ -25,6 +25,7 @@ from broker.db import (
     role_may_change_ledger,
     upgrade,
 )
+from broker.db.cosignatures import CosignatureStore
 from broker.db.engine import BUSY_SECONDS, parse_database_url
 from broker.db.tables import METADATA
 from broker.errors import ConfigurationError, IntegrityFailure, LedgerUnavailable
@@ -232,6 +233,8 @@ REFUSED = [
     "DELETE FROM ledger_hashes",
     "UPDATE ledger_heads SET note = 'x'",
     "DELETE FROM ledger_heads",
+    "UPDATE ledger_cosignatures SET line = 'x'",
+    "DELETE FROM ledger_cosignatures",
     "UPDATE ledger_records SET body = body",
     "DELETE FROM ledger_records",
     "UPDATE ledger_evidence SET body = body",
@@ -241,12 +244,14 @@ REFUSED_BY_SQLITE = [
     "INSERT OR REPLACE INTO ledger_entries SELECT idx, leaf_hash, leaf_hash FROM ledger_entries",
     "INSERT OR REPLACE INTO ledger_hashes SELECT level, idx, x'00' FROM ledger_hashes",
     "INSERT OR REPLACE INTO ledger_heads SELECT size, 'other' FROM ledger_heads",
+    "INSERT OR REPLACE INTO ledger_cosignatures SELECT size, witness, 'x', time FROM ledger_cosignatures",
     "INSERT OR REPLACE INTO ledger_records SELECT digest, x'00' FROM ledger_records",
 ]
 REFUSED_BY_POSTGRESQL = [
     "TRUNCATE ledger_entries",
     "TRUNCATE ledger_hashes",
     "TRUNCATE ledger_heads",
+    "TRUNCATE ledger_cosignatures",
     "TRUNCATE ledger_records",
     "TRUNCATE ledger_evidence",
     "TRUNCATE ledger_tail",
@@ -257,6 +262,9 @@ def test_triggers_refuse_changes_of_the_ledger(store, database_url: str) -> None
     full = replace(entry(), record=b"r", evidence=b"e", evidence_salt=b"s" * 32)
     append_together(store, [draft(entries=(full,)), *(draft() for _ in range(256))])
     store.keep_head(1, "note")
+    cosignatures = CosignatureStore(open_engine(database_url))
+    cosignatures.keep(1, witness="w", line="a line", time=1)
+    cosignatures.close()
     plain = create_engine(parse_database_url(database_url))
     dialect = REFUSED_BY_SQLITE if plain.dialect.name == "sqlite" else REFUSED_BY_POSTGRESQL
     for statement in (*REFUSED, *dialect):
@@ -294,6 +302,9 @@ def test_the_documented_role_can_do_the_work_and_no_more(migrated_postgres_url: 
         for _ in range(2):
             made.append(draft(rows=rows, proof=proof(), request=request()))
         made.keep_head(1, "note")
+        cosignatures = CosignatureStore(open_engine(url))
+        cosignatures.keep(1, witness="w", line="a line", time=1)
+        cosignatures.close()
         made.note_enrolment_failure("00a")
         made.set_upload_parts("u_a", "{}")
         with made.view() as view:

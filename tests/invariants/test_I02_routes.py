@@ -25,6 +25,7 @@ PUBLIC = {
     "/.well-known/oauth-protected-resource",
     "/oauth/jwks",
     "/ledger/checkpoint",
+    "/ledger/cosigned",
     "/ledger/tile/<level>/<path:place>",
 }
 """The list of what anybody may ask, written a second time on purpose: adding to it takes two edits."""

@@ -107,6 +107,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "freeze": {"principal": "user:admin", "target": {"kind": "all", "id": "*"}, "frozen": True},
     "key-rotation": {"use": "log", "kid": "2", "previous_kid": "1"},
     "export": {"principal": "user:aud", "format": "jsonl", "range": {"start": 0, "stop": 7}},
+    "erasure": {
+        "principal": "user:root",
+        "subject": "user:ana",
+        "until": _HOUR,
+        "counts": {"evidence": 3},
+        "reason": "asked for under GDPR, article 17",
+    },
     "audit-query": {"principal": "user:aud", "query": "actor:ana since:24h", "hour": _HOUR},
     "decision": {"principal": "user:ana", "action": "read", "artifact": "nlp/minilm", "decision": _ALLOW},
     "junk-summary": {"counts": {"malformed": 7}, "since": _HOUR, "until": format_time(NOW)},
