@@ -382,6 +382,8 @@ def _verify_files(kit: Kit) -> None:
     extra = sorted(there - set(kit.files))
     check(not extra, f"{extra[0] if extra else ''} is no part of the kit")
     for name, digest in sorted(kit.files.items()):
+        # A name that leads out of the folder is not among those that are there.
+        check(name in there, f"{name} is missing")
         check(sha256(kit.read_file(name)) == digest, f"{name} is not the file that the kit was made with")
 
 

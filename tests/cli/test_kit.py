@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -73,6 +74,14 @@ def test_the_kit_verifies_without_us(folder: Path, vkey: str) -> None:
     assert "3 entries" in done.stdout
     assert "2 signed requests hold, 2 pieces of evidence are there, 1 were erased" in done.stdout
     assert "from the kit itself" in run_alone(folder).stdout
+
+
+def test_the_verifier_is_one_file_for_old_pythons() -> None:
+    tree = ast.parse(Path(kit_verifier.__file__).read_text(), feature_version=(3, 9))
+    named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    roots = {name.partition(".")[0] for name in named}
+    assert roots - set(sys.stdlib_module_names) == {"cryptography"}
 
 
 def test_the_kit_verifies_with_the_installed_checks(served: Served, aud: Person, folder: Path) -> None:
@@ -209,6 +218,23 @@ def test_the_signed_log_covers_what_the_manifest_says(
     path.write_bytes(path.read_bytes().replace(b'"', b' "', 1))
     redo_manifest(copy, monkeypatch)
     with pytest.raises(IntegrityFailure, match=problem):
+        verify_kit(copy, vkey)
+
+
+def test_a_name_that_leads_out_of_the_kit_is_not_followed(
+    copy: Path, vkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = copy.parent / "outside"
+    outside.write_bytes(b"x")
+    path = copy / kit_verifier.MANIFEST
+    manifest = json.loads(path.read_bytes())
+    manifest["files"]["../outside"] = kit_verifier.sha256(b"x")
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setattr(kit_verifier, "_verify_record", lambda *_: None)
+    with pytest.raises(IntegrityFailure, match="outside is missing"):
+        verify_kit(copy, vkey)
+    (copy / "entries" / "link.json").symlink_to(outside)
+    with pytest.raises(IntegrityFailure, match="no part of the kit"):
         verify_kit(copy, vkey)
 
 

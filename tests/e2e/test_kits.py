@@ -10,7 +10,7 @@ from pathlib import Path
 import cryptography
 import pytest
 
-from tests.e2e.running import Stack, User
+from tests.e2e.running import Stack
 
 
 @pytest.fixture(scope="module")
