@@ -292,6 +292,19 @@ class Cosignatures(Protocol):
         """Close every connection."""
 
 
+class LogSite(Protocol):
+    """A place where others read the log as static files. Raises StoreUnavailable when it does not answer."""
+
+    def checkpoint(self) -> tuple[str, str] | None:
+        """The checkpoint there and a mark of it, for :meth:`move`; None before the first."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Put a file that never changes there. Raises Conflict when another one has its place."""
+
+    def move(self, note: str, before: str | None) -> None:
+        """Replace the checkpoint that has this mark. Raises Conflict when it is another by now."""
+
+
 class IssuerKeys(Protocol):
     """The keys of foreign issuers, as far as they are known. Between processes nothing is shared."""
 

@@ -105,6 +105,17 @@ class StoreSettings(BaseModel):
         return self.public_endpoint or self.endpoint
 
 
+class LogStoreSettings(StoreSettings):
+    """A bucket in which others read the log as static files."""
+
+    prefix: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+/)*$", max_length=256)] = "log/"
+    """Before every name; empty, or ends in `/`."""
+    entries: bool = False
+    """Whether the entries are published too, and not their hashes only. They say who read what."""
+    every: Annotated[float, Field(ge=1.0, le=3600.0)] = 60.0
+    """Seconds between two checkpoints."""
+
+
 class VaultSettings(BaseModel):
     """HashiCorp Vault or OpenBao, whose transit engine holds the key-encryption key."""
 

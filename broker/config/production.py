@@ -93,6 +93,7 @@ def find_refusals(settings: Settings, facts: Facts) -> list[Refusal]:
         ),
         _refuse_default_credentials(settings.store),
         _refuse_default_credentials(settings.heads_store) if settings.heads_store else None,
+        _refuse_default_credentials(settings.log_store) if settings.log_store else None,
         _refuse_if(
             facts.admins < 2 and not settings.unsafe_single_admin,
             "single-admin",

@@ -18,7 +18,15 @@ from pydantic_settings import (
 )
 
 from broker import limits
-from broker.config.parts import LOOPBACK, AbsolutePath, BaseUrl, KeySettings, StoreSettings, Urls
+from broker.config.parts import (
+    LOOPBACK,
+    AbsolutePath,
+    BaseUrl,
+    KeySettings,
+    LogStoreSettings,
+    StoreSettings,
+    Urls,
+)
 from broker.errors import ConfigurationError
 
 CONFIG_VARIABLE: Final = "BROKER_CONFIG"
@@ -84,6 +92,8 @@ class Settings(BaseSettings):
     """The object store."""
     heads_store: StoreSettings | None = None
     """A bucket that remembers every signed tree head, instead of the folder `tree_heads`."""
+    log_store: LogStoreSettings | None = None
+    """A bucket to which the log is published as static files."""
     keys: KeySettings
     """Where the broker's keys are."""
 
@@ -157,7 +167,7 @@ def _check_file(named: str | None) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         # The parser's message may quote the line.
         raise ConfigurationError(f"the settings file {named} is not TOML") from exc
-    stores = [found.get("store"), found.get("heads_store")]
+    stores = [found.get("store"), found.get("heads_store"), found.get("log_store")]
     secret = "database_url" in found or any(isinstance(s, dict) and "secret_key" in s for s in stores)
     if secret and stat.S_IMODE(mode) & 0o077:
         raise ConfigurationError(

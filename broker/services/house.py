@@ -17,6 +17,7 @@ from broker.ports import (
     IssuerKeys,
     KeyCustody,
     Ledger,
+    LogSite,
     ObjectStore,
     Presigner,
     TreeHeadStore,
@@ -55,6 +56,18 @@ class KeepHead(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedLog:
+    """Where the log is published as static files, and how.
+
+    ``entries`` says whether the entries go there too; ``every`` is seconds between two checkpoints.
+    """
+
+    site: LogSite = field(repr=False)
+    entries: bool
+    every: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class House:
     """The broker's parts, joined once by wiring."""
 
@@ -74,6 +87,7 @@ class House:
     public_urls: tuple[str, ...]
     store_hosts: tuple[str, ...]
     heads: TreeHeadStore | None = None
+    log_site: PublishedLog | None = None
     witnessed: Cosigned | None = None
     """The witnesses of the log and what they cosigned; None when there are none."""
     lease_window: int = limits.DEFAULT_LEASE_WINDOW

@@ -194,17 +194,20 @@ class S3Store:
             raise IntegrityFailure("an object is shorter than it should be")
         return data
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, **served_as: str) -> None:
         """Create an object with this content. The same content again is fine.
+
+        Args:
+            name: Its name.
+            data: Its content.
+            served_as: ``ContentType`` and ``CacheControl`` that the store is to serve it with.
 
         Raises:
             Conflict: An object of that name with other content exists.
         """
         check_object_name(name)
-        digest = hashlib.md5(data, usedforsecurity=False).digest()
-        body = {"Body": data, "ContentMD5": base64.b64encode(digest).decode()}
         try:
-            self._raw("put_object", Key=name, IfNoneMatch="*", **body)
+            self._raw("put_object", Key=name, IfNoneMatch="*", **_body(data), **served_as)
         except ClientError as exc:
             if _code(exc) not in _EXISTS:
                 _refuse(exc)
@@ -215,6 +218,23 @@ class S3Store:
                 or (data and self.get_range(name, 0, len(data)) != data)
             ):
                 raise Conflict("an object of that name exists") from exc
+
+    def replace(self, name: str, data: bytes, *, before: str | None, **served_as: str) -> None:
+        """Put this content in the place of the object that has the ETag ``before``; None: where none is.
+
+        Source: RFC 9110 sections 13.1.1 and 13.1.2 (If-Match, If-None-Match).
+
+        Raises:
+            Conflict: Another object is there, or none: somebody else was faster.
+        """
+        check_object_name(name)
+        condition = {"IfNoneMatch": "*"} if before is None else {"IfMatch": f'"{before}"'}
+        try:
+            self._raw("put_object", Key=name, **condition, **_body(data), **served_as)
+        except ClientError as exc:
+            if _code(exc) in _EXISTS | _GONE:
+                raise Conflict("the object was replaced meanwhile") from exc
+            _refuse(exc)
 
     def check(self) -> None:
         """The store answers and the bucket is there."""
@@ -286,6 +306,11 @@ class S3Store:
                 proxies={},
             ),
         )
+
+
+def _body(data: bytes) -> dict[str, Any]:
+    digest = hashlib.md5(data, usedforsecurity=False).digest()
+    return {"Body": data, "ContentMD5": base64.b64encode(digest).decode()}
 
 
 def multipart_etag(etags: Sequence[str]) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 from broker.errors import BrokerError, InternalError, Unavailable
 from broker.services.cosigning import CosigningRound
 from broker.services.house import House
 from broker.web.logs import describe_fault, get_logger
+from broker.web.looks import LookThread
 
 INTERVAL_SECONDS: Final = 1.0
 """Between two rounds; the newest head of an idle log is cosigned after that time."""
@@ -35,7 +35,7 @@ def examine(house: House) -> str:
     return f"a quorum signed the head of {known.size} entries" + (f"; but {why}" if why else "")
 
 
-class CosignerThread:
+class CosignerThread(LookThread):
     """Asks once a second whoever has not signed the newest head; nothing at all without witnesses.
 
     A witness that fails is logged when it begins to fail, and when it signs again. A rollback or fork
@@ -43,33 +43,25 @@ class CosignerThread:
     """
 
     def __init__(self, house: House) -> None:
+        super().__init__("cosigner", INTERVAL_SECONDS)
         self._house = house
         self._round = None if house.witnessed is None else CosigningRound(house, house.witnessed)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._failing: dict[str, str] = {}
 
     def start(self) -> None:
-        """Begin; again is fine. Only in the process that serves: threads do not survive a fork."""
-        if self._round is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cosigner", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End it, and wait for a round that is under way (seconds at most: witnesses have time limits)."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Begin, where there are witnesses."""
+        if self._round is not None:
+            super().start()
 
     def look(self) -> None:
-        """One round. Never raises."""
+        """One round, and what changed told to the log."""
         if self._round is None:
             return
         try:
             failures = self._round.run()
         except BrokerError as exc:
             failures = {_DATABASE: exc}
-        except Exception as exc:  # a thread that ended would ask nobody any more, and nobody would know
+        except Exception as exc:
             failures = {_DATABASE: InternalError("asking the witnesses failed")}
             get_logger().error("witnesses are not asked", fault=describe_fault(exc))
         for name, failure in failures.items():
@@ -79,11 +71,6 @@ class CosignerThread:
             del self._failing[name]
         if _DATABASE not in failures:
             self._failing.pop(_DATABASE, None)
-
-    def _run(self) -> None:
-        self.look()
-        while not self._stop.wait(INTERVAL_SECONDS):
-            self.look()
 
     def _tell(self, name: str, exc: BrokerError) -> None:
         if self._failing.get(name) == exc.code:

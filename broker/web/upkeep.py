@@ -13,6 +13,7 @@ from broker.services.sweeping import sweep
 from broker.web.cosigner import CosignerThread
 from broker.web.keeper import KeeperThread
 from broker.web.logs import describe_fault, get_logger
+from broker.web.publisher import PublisherThread
 
 SWEEP_MS: Final = 60_000
 """At least this long between two sweeps of one process."""
@@ -32,11 +33,13 @@ class Upkeep:
         self.junk = JunkMeter(house)
         self._keeper = KeeperThread(house)
         self._cosigner = CosignerThread(house)
+        self._publisher = PublisherThread(house)
 
     def start(self) -> None:
         """Begin what runs without requests: the first thing that a serving process does."""
         self._keeper.start()
         self._cosigner.start()
+        self._publisher.start()
 
     def run(self) -> None:
         """Record the last minute's junk and unrecorded denials, sweep dead uploads: each when it is time."""
@@ -51,6 +54,7 @@ class Upkeep:
         _attempt("summary of denials", lambda: denials.summarise(self._house, force=True))
         self._keeper.stop()
         self._cosigner.stop()
+        self._publisher.stop()
         _attempt("last tree head", lambda: self._house.keep_head(force=True))
 
     def _is_sweep_due(self, now: int) -> bool:

@@ -6,37 +6,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Final
 
 from broker import jose, limits, sandbox
 from broker.canonical import Json
-from broker.config import Facts, Settings, StoreSettings, VaultSettings, check_production
+from broker.config import Facts, Settings, check_production
 from broker.db import migrate
-from broker.db.cosignatures import CosignatureStore
 from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
 from broker.discovery import IssuerKeys
 from broker.errors import BrokerError, ConfigurationError
 from broker.keys.local import KeyPaths, KeyRing, create_missing_keys, load_key_ring
 from broker.keys.vault import VaultCustody
-from broker.keys.vault_server import AppRole, Login, TokenFile, VaultServer
 from broker.ledger import merkle, note
 from broker.model import Principal
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
-from broker.ports import TreeHeadStore
 from broker.runtime import SystemClock, SystemEntropy
 from broker.services import erasing, folding, founding
-from broker.services.cosigned import Cosigned, parse_policy
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
-from broker.storage.heads import FolderHeads, S3Heads
-from broker.storage.presign import Credentials, CredentialSource, Presigner
-from broker.storage.s3 import S3Store, chain_credentials
-from broker.witnesses import HttpWitness
-
-_HEADS_READ_SECONDS: Final = 3.0
-"""How long the store of tree heads may be silent in one try: a request may be waiting for it."""
+from broker.wiring.outside import open_heads, open_log_site, open_store, open_vault, open_witnessed
 
 
 class MerkleRules:
@@ -85,7 +74,7 @@ def policy_folder(settings: Settings) -> Path:
     if settings.policies is not None:
         return settings.policies
     shipped = Path(str(resources.files("broker"))) / "_policies"
-    return shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "policies"
+    return shipped if shipped.is_dir() else Path(__file__).resolve().parents[2] / "policies"
 
 
 def read_policies(folder: Path) -> dict[str, bytes]:
@@ -110,30 +99,6 @@ def key_paths(settings: Settings) -> KeyPaths:
         row_mac=keys.file("row_mac"),
         nonce=keys.file("nonce"),
     )
-
-
-def open_vault(vault: VaultSettings) -> VaultCustody:
-    """The custody in Vault or OpenBao; nothing is sent yet.
-
-    Raises:
-        ConfigurationError: The settings name no login, or the file of authorities cannot be read.
-    """
-    login: Login
-    if vault.token_file is not None:
-        login = TokenFile(path=vault.token_file)
-    elif vault.role_id is not None and vault.secret_id_file is not None:
-        login = AppRole(role_id=vault.role_id, secret_id_file=vault.secret_id_file, mount=vault.approle_mount)
-    else:
-        raise ConfigurationError("there is no login for Vault")
-    server = VaultServer(
-        vault.url,
-        login=login,
-        namespace=vault.namespace,
-        ca_file=vault.ca_file,
-        timeout=vault.timeout,
-        attempts=vault.attempts,
-    )
-    return VaultCustody(server, key=vault.key, mount=vault.mount)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +197,16 @@ def _join(settings: Settings) -> Wired:
         check_policy=check_policy,
         issuer=settings.token_issuer,
         public_urls=settings.public_urls,
-        heads=_heads(settings),
+        heads=open_heads(settings),
+        log_site=open_log_site(settings),
         lease_window=settings.lease_window,
         evidence_retention=settings.evidence_retention,
         nonces_required=settings.needs_nonces,
         protected_changes=settings.mode == "dev" or settings.unsafe_single_admin,
-        **_store(settings),
+        **open_store(settings),
     )
     keeper = HeadKeeper(house, expect=ledger.expect, max_lag=int(settings.heads_max_lag * 1000))
-    witnessed = _witnessed(settings, house.log)
+    witnessed = open_witnessed(settings, house.log)
     house = replace(house, keep_head=keeper.keep, witnessed=witnessed)
 
     def close() -> None:
@@ -256,66 +222,6 @@ def _join(settings: Settings) -> Wired:
 def _token_keys(keys: tuple[jose.PrivateKey, ...]) -> TokenKeys:
     current = keys[0]
     return TokenKeys(current=current, kid=current.jkt, accepted={key.jkt: key.jwk for key in keys})
-
-
-def _heads(settings: Settings) -> TreeHeadStore | None:
-    if settings.tree_heads is not None:
-        return FolderHeads(settings.tree_heads)
-    place = settings.heads_store
-    if place is None:
-        return None
-    store = S3Store(
-        endpoint=place.endpoint,
-        region=place.region,
-        bucket=place.bucket,
-        credentials=_credentials(place),
-        path_style=place.path_style,
-        attempts=2,
-        read_seconds=_HEADS_READ_SECONDS,
-    )
-    return S3Heads(store, origin=settings.log_origin)
-
-
-def _witnessed(settings: Settings, log: LogIdentity) -> Cosigned | None:
-    path = settings.witness_policy
-    if path is None:
-        return None
-    try:
-        policy = parse_policy(path.read_bytes(), log)
-    except OSError as exc:
-        raise ConfigurationError(f"the witness policy {path} cannot be read", why=exc.strerror) from exc
-    return Cosigned(
-        policy=policy,
-        witnesses={each.key.vkey: HttpWitness(each.url) for each in policy.witnesses if each.url},
-        rows=CosignatureStore(open_engine(settings.database_url.get_secret_value(), pool_size=2)),
-        max_lag=int(settings.witness_max_lag * 1000),
-    )
-
-
-def _credentials(store: StoreSettings) -> CredentialSource:
-    if store.access_key is not None and store.secret_key is not None:
-        fixed = Credentials(
-            access_key=store.access_key.get_secret_value(), secret_key=store.secret_key.get_secret_value()
-        )
-
-        return lambda: fixed
-    return chain_credentials()
-
-
-def _store(settings: Settings) -> Json:
-    store = settings.store
-    common: Json = {
-        "region": store.region,
-        "bucket": store.bucket,
-        "credentials": _credentials(store),
-        "path_style": store.path_style,
-    }
-    presigner = Presigner(endpoint=store.client_endpoint, **common)
-    return {
-        "store": S3Store(endpoint=store.endpoint, **common),
-        "presigner": presigner,
-        "store_hosts": (presigner.host,),
-    }
 
 
 def _check_mode(settings: Settings, wired: Wired) -> None:

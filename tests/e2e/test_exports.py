@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import http.client
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,10 +16,11 @@ from broker.errors import IntegrityFailure
 from broker.ledger import tiles
 from broker.ledger.receipt import verify_receipt
 from tests.e2e.running import Stack, User
+from tests.outside_logs import go_says, go_verifier
 
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["go_verifier"]
+
 QUESTIONS = 40
-GO_MODULES = Path("/usr/share/gocode/src/golang.org/x/mod")
 
 
 @pytest.fixture(scope="module")
@@ -166,29 +165,6 @@ def test_the_served_tiles_are_the_exported_ones(stack: Stack, whole: Path, aud: 
     assert seen >= 3
     for absent in ("tile/0/x001/000", "tile/0/000.p/256", "tile/6/000", "tile/0/0", "tile/x/000"):
         assert get(stack.url, f"/ledger/{absent}")[0] == 404
-
-
-@pytest.fixture(scope="module")
-def go_verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Go program over golang.org/x/mod/sumdb, built from Debian's package of it."""
-    if shutil.which("go") is None or not GO_MODULES.is_dir():
-        pytest.skip("the Go lane does not run: golang-go and golang-golang-x-mod-dev are not installed")
-    folder = tmp_path_factory.mktemp("go")
-    places = {"GOPATH": "/usr/share/gocode", "GOCACHE": str(folder / "cache")}
-    source = ROOT / "tests" / "outside_go" / "verify_log.go"
-    subprocess.run(
-        ["go", "build", "-o", folder / "verify_log", source],
-        env={**os.environ, "GO111MODULE": "off", **places},
-        check=True,
-        capture_output=True,
-    )
-    return folder / "verify_log"
-
-
-def go_says(program: Path, vkey: str, place: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(program), vkey, str(place)], capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def test_go_verifies_the_exported_log_as_it_is(

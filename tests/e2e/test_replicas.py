@@ -19,6 +19,7 @@ import urllib3
 
 from broker.client.sdk import Client
 from broker.client.settings import load_profile
+from broker.client.static_log import verify_static_log
 from broker.dev.seaweed import choose_ports
 from broker.errors import EXIT_CODE, BrokerError
 from broker.runtime import SystemEntropy
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.postgres
 
 FILES = {"one.bin": noise(3000, "replica"), "two.bin": noise(70_000, "replicas")}
 READERS = 3
+PUBLISHED = "public/log/"
 ROUNDS = 12
 
 
@@ -49,6 +51,7 @@ class Replica:
                     BROKER_CONFIG=str(self._stack.home / "broker.toml"),
                     BROKER_PORT=str(self._port),
                     BROKER_PUBLIC_URLS=f"{self.url},{self._stack.url}",
+                    **self._log_store(),
                 ),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -59,10 +62,38 @@ class Replica:
         until(lambda: self._is_ready() or process.poll() is not None, what="the replica")
         assert process.poll() is None, (self._stack.home / "replica.log").read_text()[-2000:]
 
+    def _log_store(self) -> dict[str, str]:
+        """It also publishes the log, into the stack's own store."""
+        found = {
+            "endpoint": self._stack.ready["s3"]["endpoint"],
+            "bucket": self._stack.bucket,
+            "access_key": self._stack.state["access_key"],
+            "secret_key": self._stack.state["secret_key"],
+            "prefix": PUBLISHED,
+            "every": "1",
+        }
+        return {f"BROKER_LOG_STORE__{name.upper()}": value for name, value in found.items()}
+
     def _is_ready(self) -> bool:
         with contextlib.suppress(urllib3.exceptions.HTTPError):
             return urllib3.request("GET", f"{self.url}/readyz", retries=False, timeout=5).status == 200
         return False
+
+    def published(self, folder: Path) -> list[str]:
+        """The published log, as a mirror takes it: the checkpoint first, then the tiles that are there."""
+        with self._stack.s3() as s3:
+            pages = s3.get_paginator("list_objects_v2")
+            first = s3.get_object(Bucket=self._stack.bucket, Key=f"{PUBLISHED}checkpoint")["Body"].read()
+            names = [
+                item["Key"]
+                for page in pages.paginate(Bucket=self._stack.bucket, Prefix=f"{PUBLISHED}tile/")
+                for item in page.get("Contents", [])
+            ]
+            for name in names:
+                data = s3.get_object(Bucket=self._stack.bucket, Key=name)["Body"].read()
+                write_tree(folder, {name.removeprefix(PUBLISHED): data})
+        write_tree(folder, {"checkpoint": first})
+        return names
 
     def kill(self) -> None:
         """SIGKILL to all of it: as when the machine is gone."""
@@ -176,3 +207,24 @@ def test_a_revocation_holds_on_both_at_once(own: Stack, replica: Replica, tmp_pa
         with pytest.raises(BrokerError) as refused:
             there.fetch("acme/a@v1", tmp_path / "after")
     assert EXIT_CODE[refused.value.code] == 4
+
+
+def test_what_a_replica_publishes_verifies_without_the_broker(
+    own: Stack, replica: Replica, tmp_path: Path
+) -> None:
+    log = own.ready["log"]
+    size = len(replica.published(tmp_path / "first"))
+    assert size > 0
+    assert verify_static_log(tmp_path / "first", log["vkey"]).head.origin == log["origin"]
+    own.admin.cli("admin", "principal", "add", "eve")
+
+    def grown() -> bool:
+        folder = tmp_path / "again"
+        shutil.rmtree(folder, ignore_errors=True)
+        replica.published(folder)
+        before, now = (
+            verify_static_log(tmp_path / name, log["vkey"]).head.size for name in ("first", "again")
+        )
+        return now > before
+
+    until(grown, what="a newer checkpoint")
