@@ -35,7 +35,8 @@ _KINDS = ("grant", "principal", "token", "key")
 def admin() -> None:
     """Administer principals, collections, issuers, revocations.
 
-    doctor, evidence sweep, keys and migrate run on the server, with its settings; the rest from anywhere.
+    doctor, evidence sweep, keys, migrate and new-origin run on the server, with its settings; the rest from
+    anywhere.
     """
 
 
@@ -126,6 +127,37 @@ def migrate(call: Invocation, *, first_admin: str | None) -> None:
     call.out.record(found, _migrate_lines(found))
     if id is not None and code is None:
         call.out.say("there are principals already: no first administrator was added")
+
+
+@admin.command(
+    "new-origin",
+    examples=("broker admin new-origin --reason 'database of 2026-11-20 restored, 14 entries lost'",),
+)
+@click.option("--reason", metavar="TEXT", required=True, help="What happened and what was lost; recorded.")
+@click.option("--force", is_flag=True, help="Also when the log contradicts nothing that is known outside.")
+@click.pass_obj
+@needs_server
+def new_origin(call: Invocation, *, reason: str, force: bool) -> None:
+    """Let the log go on under a new name, after a loss.
+
+    Runs on the server, with settings in which log_origin is the new name, while no broker runs. For a log
+    that can never again extend the tree heads that are known outside. The first entry under the new name
+    says what it was called, where it stood, and what is known outside that it does not have any more. Every
+    client has to pin the new key: see docs/operations/rollback.md.
+    """
+    from broker import wiring
+    from broker.config import load_settings
+
+    found = wiring.begin_new_origin(load_settings(), reason=reason, force=force)
+    former, known = found["former"], found.get("known")
+    lines = [
+        f"entry {found['index']} begins the log's time as {found['origin']}",
+        f"before it was {former['origin']}, of {former['size']} entries",
+    ]
+    if known is not None:
+        lines.append(f"known outside: {known['size']} entries")
+    call.out.record(found, [safe(line) for line in [*lines, f"key to pin: {found['vkey']}"]])
+    call.out.say("next: start the broker; clients: broker ledger pin KEY")
 
 
 def _migrate_lines(found: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from broker.cli.ledger_audit import audit
 from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.ledger_kit import kit, verify_kit
+from broker.cli.ledger_pin import pin
 from broker.cli.options import pinned_key
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
@@ -58,6 +59,7 @@ def ledger() -> None:
 
 ledger.add_command(audit)
 ledger.add_command(count)
+ledger.add_command(pin)
 ledger.add_command(export)
 ledger.add_command(verify_export)
 ledger.add_command(kit)

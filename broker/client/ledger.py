@@ -311,6 +311,8 @@ class LedgerClient:
         kept = [str(item.get("note")) for item in answer.get("heads") or [] if isinstance(item, dict)]
         heads, problems = [], []
         for text in (*known, *kept):
+            if text.partition("\n")[0] != self._profile.origin:
+                continue  # of the time before the log went on under this name, or nothing of ours
             try:
                 heads.append(note.open_head(text, self._profile.vkey))
             except IntegrityFailure as exc:

@@ -142,8 +142,8 @@ def _check_whole(kind: str, entry: Json) -> None:
     effects = EFFECTS_OF.get(kind)
     if effects is not None and entry["decision"]["effect"] not in effects:
         raise InvalidRequest(f"a ledger entry of type {kind} says {' or '.join(effects)}")
-    if kind == "genesis" and parse_vkey(entry["vkey"]).name != entry["origin"]:
-        raise InvalidRequest("a genesis entry names the key of another log")
+    if kind in ("genesis", "origin") and parse_vkey(entry["vkey"]).name != entry["origin"]:
+        raise InvalidRequest(f"a ledger entry of type {kind} names the key of another log")
 
 
 def index_row(entry: Json) -> IndexRow:

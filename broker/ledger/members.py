@@ -196,6 +196,8 @@ MEMBERS: Final[Mapping[str, Check]] = {
     # the log itself
     "origin": _origin,
     "vkey": _vkey,
+    "former": _object({"origin": _origin, "size": _count, "root": _digest}),
+    "known": _object({"size": _count, "root": _digest}),
     "mode": _one_of("dev", "production"),
     # keys, tokens, principals, groups
     "code": _identifier,
@@ -281,6 +283,7 @@ _READ: Final = " ".join(sorted(COMMON - {"purpose"}))
 
 TYPES: Final[Mapping[str, TypeRule]] = {
     "genesis": _rule("origin vkey", "mode"),
+    "origin": _rule("origin vkey former reason", "known"),
     "enrolment-code": _rule("subject code expires_at"),
     "enrolment": _rule("principal key", "code enrolled_by uses issuer"),
     "issuer": _rule("issuer url issuer_kind audience mapping trust disabled"),

@@ -103,6 +103,12 @@ def check_have(house: House, view: View, have: str | None) -> None:
 
 
 def _open_have(house: House, have: str) -> note.TreeHead:
+    if have.partition("\n")[0] != house.log.origin:
+        raise RollbackDetected(
+            "the tree head that the request brings is of another log than this broker's",
+            why=f"this broker's log is called {house.log.origin}; it may have gone on under a new name",
+            next="compare the new log key with the operator's, then: broker ledger pin KEY",
+        )
     try:
         return note.open_head(have, house.verifier())
     except IntegrityFailure as exc:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from broker.canonical import sha256_digest
-from broker.errors import Conflict, IntegrityFailure, LedgerUnavailable, RollbackDetected, StoreUnavailable
+from broker.errors import (
+    ConfigurationError,
+    Conflict,
+    IntegrityFailure,
+    LedgerUnavailable,
+    RollbackDetected,
+    StoreUnavailable,
+)
 from broker.storage.s3 import S3Store
 
 _LARGEST: Final = 10**16 - 1
@@ -18,16 +25,33 @@ _MAX_NOTE: Final = 4096
 _NAME: Final = re.compile(r"(\d{16})\.head")
 
 
+def _part_of(origin: str) -> str:
+    return sha256_digest(origin.encode()).removeprefix("sha256:")
+
+
 class FolderHeads:
     """Implements ``ports.TreeHeadStore`` in a folder that the database's administrator cannot write.
 
+    Heads of one origin are in a folder of their own in it, so that a log that goes on under a new name
+    leaves those of the old one alone.
+
     Args:
         folder: Made when it does not exist. Put it on another machine's disk in production.
+        origin: The log's origin.
+
+    Raises:
+        ConfigurationError: Heads lie in the folder itself.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, origin: str) -> None:
+        self._folder = folder / _part_of(origin)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(_NAME.fullmatch(name) for name in os.listdir(folder)):
+            # Passed over, they would let a log go back behind what it published.
+            raise ConfigurationError(
+                f"there are tree heads in {folder} itself, as an earlier release kept them",
+                next=f"move them into {self._folder}",
+            )
 
     def publish(self, size: int, note: str) -> None:
         """Keep the head of that size, durably.
@@ -92,7 +116,7 @@ class S3Heads:
 
     def __init__(self, store: S3Store, *, origin: str) -> None:
         self._store = store
-        self._prefix = f"tree-heads/{sha256_digest(origin.encode()).removeprefix('sha256:')}/"
+        self._prefix = f"tree-heads/{_part_of(origin)}/"
 
     def publish(self, size: int, note: str) -> None:
         """Keep the head of that size, durably. The same head again is fine.

@@ -194,6 +194,24 @@ class S3Store:
             raise IntegrityFailure("an object is shorter than it should be")
         return data
 
+    def read(self, name: str, *, most: int) -> tuple[bytes, str] | None:
+        """A small object and its ETag, from one answer; None when there is none.
+
+        Raises:
+            IntegrityFailure: It has more than ``most`` bytes.
+        """
+        check_object_name(name)
+        try:
+            answer = self._raw("get_object", Key=name)
+            data = bytes(_or_unavailable(lambda: answer["Body"].read(most + 1)))
+        except ClientError as exc:
+            if _code(exc) in _GONE:
+                return None
+            _refuse(exc)
+        if len(data) > most:
+            raise IntegrityFailure("an object is larger than it should be")
+        return data, _etag(answer["ETag"])
+
     def put(self, name: str, data: bytes, **served_as: str) -> None:
         """Create an object with this content. The same content again is fine.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from broker import limits
-from broker.errors import IntegrityFailure
 from broker.storage.s3 import S3Store
 
 CHECKPOINT: Final = "checkpoint"
@@ -39,14 +38,8 @@ class S3LogSite:
         Raises:
             IntegrityFailure: Something else is in its place.
         """
-        name = self._prefix + CHECKPOINT
-        found = self._store.head(name)
-        if found is None:
-            return None
-        if not 0 < found.size <= limits.MAX_NOTE:
-            raise IntegrityFailure("the published checkpoint is no signed note")
-        # Replaced between the two requests: then the ETag is the older one, and moving it is refused.
-        return self._store.get_range(name, 0, found.size).decode("utf-8", "replace"), found.etag
+        found = self._store.read(self._prefix + CHECKPOINT, most=limits.MAX_NOTE)
+        return None if found is None else (found[0].decode("utf-8", "replace"), found[1])
 
     def create(self, path: str, data: bytes) -> None:
         """Put a file that never changes there; the same again is fine.

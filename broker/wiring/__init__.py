@@ -22,7 +22,7 @@ from broker.model import Principal
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
 from broker.runtime import SystemClock, SystemEntropy
-from broker.services import erasing, folding, founding
+from broker.services import erasing, folding, founding, succession
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
 from broker.wiring.outside import open_heads, open_log_site, open_store, open_vault, open_witnessed
@@ -145,6 +145,24 @@ def audit_rows(settings: Settings, *, on_entries: folding.OnEntries | None = Non
         wired.close()
 
 
+def begin_new_origin(settings: Settings, *, reason: str, force: bool) -> Json:
+    """The log goes on under the ``log_origin`` of the settings: see :mod:`broker.services.succession`.
+
+    Raises:
+        As :func:`~broker.services.succession.succeed`; ConfigurationError when the database has no ledger.
+    """
+    wired = _join(settings)
+    try:
+        if not founding.is_founded(wired.house):
+            raise ConfigurationError("the database has no ledger yet")
+        with wired.house.ledger.view() as view:
+            former = succession.current_name(view).origin
+        heads = open_heads(settings, former)
+        return succession.succeed(wired.house, heads, reason=reason, force=force)
+    finally:
+        wired.close()
+
+
 def sweep_evidence(settings: Settings) -> tuple[int, int]:
     """Delete what recorded erasures speak of: see :func:`broker.services.erasing.sweep`."""
     wired = _open(settings)
@@ -161,6 +179,7 @@ def _open(settings: Settings) -> Wired:
             raise ConfigurationError(
                 "the database has no ledger yet", next="broker admin migrate --first-admin ID"
             )
+        succession.check_name(wired.house)
         _check_mode(settings, wired)
         if isinstance(wired.keys.custody, VaultCustody):
             wired.keys.custody.check()
@@ -197,7 +216,7 @@ def _join(settings: Settings) -> Wired:
         check_policy=check_policy,
         issuer=settings.token_issuer,
         public_urls=settings.public_urls,
-        heads=open_heads(settings),
+        heads=open_heads(settings, settings.log_origin),
         log_site=open_log_site(settings),
         lease_window=settings.lease_window,
         evidence_retention=settings.evidence_retention,

@@ -48,15 +48,15 @@ def open_vault(vault: VaultSettings) -> VaultCustody:
     return VaultCustody(server, key=vault.key, mount=vault.mount)
 
 
-def open_heads(settings: Settings) -> TreeHeadStore | None:
-    """The outside store of tree heads, in a folder or a bucket; None where the settings name none."""
+def open_heads(settings: Settings, origin: str) -> TreeHeadStore | None:
+    """The outside store of one origin's heads, in a folder or a bucket; None where the settings name none."""
     if settings.tree_heads is not None:
-        return FolderHeads(settings.tree_heads)
+        return FolderHeads(settings.tree_heads, origin=origin)
     place = settings.heads_store
     if place is None:
         return None
     store = S3Store(endpoint=place.endpoint, **_common(place), attempts=2, read_seconds=_HEADS_READ_SECONDS)
-    return S3Heads(store, origin=settings.log_origin)
+    return S3Heads(store, origin=origin)
 
 
 def open_log_site(settings: Settings) -> PublishedLog | None:

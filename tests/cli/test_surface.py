@@ -19,13 +19,13 @@ CONTRACT = """
 login whoami ls info put get cat verify exec agent can serve dev demo completion witness:key witness:serve
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:count ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
-ledger:export ledger:verify-export ledger:kit ledger:verify-kit ledger:audit
+ledger:export ledger:verify-export ledger:kit ledger:verify-kit ledger:audit ledger:pin
 policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can policy:replay
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
 admin:issuer:add admin:issuer:ls admin:issuer:show admin:issuer:rm admin:issuer:test
 admin:collection:ls admin:collection:set admin:keys:create admin:revoke admin:doctor admin:migrate
-admin:evidence:erase admin:evidence:sweep
+admin:new-origin admin:evidence:erase admin:evidence:sweep
 """
 
 

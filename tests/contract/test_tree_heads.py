@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(params=["folder", "bucket"])
 def heads(request: pytest.FixtureRequest, tmp_path: Path, seaweed: RunningStore) -> TreeHeadStore:
     if request.param == "folder":
-        return FolderHeads(tmp_path / "heads")
+        return FolderHeads(tmp_path / "heads", origin="test.example/log")
     return S3Heads(seaweed.store, origin=f"test.example{tmp_path}")
 
 

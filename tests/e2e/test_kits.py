@@ -37,21 +37,21 @@ def test_a_kit_verifies_without_us_before_and_after_an_erasure(
     vkey = str(stack.ready["log"]["vkey"])
     found = subprocess.run([str(bare_python), "-I", "-c", "import broker"], capture_output=True, check=False)
     assert found.returncode != 0, f"there is a broker in {sys.executable}"
-    person, aud = stack.add("leaver"), stack.add("examiner", "--role", "auditor")
+    person, aud = stack.add("quitter"), stack.add("examiner", "--role", "auditor")
     person.cli("ls")
     person.cli("get", "acme/unknown@v1", tmp_path / "nothing", expect=5)
     before, after = tmp_path / "before", tmp_path / "after"
-    made = aud.cli("ledger", "kit", "--out", before, "actor:leaver", "-o", "json").json()
+    made = aud.cli("ledger", "kit", "--out", before, "actor:quitter", "-o", "json").json()
     assert (made["entries"] >= 2, made["erased"]) == (True, 0)
     done = check(bare_python, before, vkey)
     assert (done.returncode, done.stderr) == (0, "")
-    erase = ("admin", "evidence", "erase", "--principal", "leaver", "--reason", "left")
+    erase = ("admin", "evidence", "erase", "--principal", "quitter", "--reason", "left")
     assert stack.admin.cli(*erase, "-o", "json").json()["evidence"] == made["entries"]
     # Everything on record was deleted at once: another sweep finds nothing.
     config = str(stack.home / "broker.toml")
     swept = stack.admin.cli("admin", "evidence", "sweep", "-o", "json", BROKER_CONFIG=config).json()
     assert (swept["erasures"] >= 1, swept["deleted"]) == (True, 0)
-    again = aud.cli("ledger", "kit", "--out", after, "actor:leaver", "-o", "json").json()
+    again = aud.cli("ledger", "kit", "--out", after, "actor:quitter", "-o", "json").json()
     assert (again["entries"], again["erased"]) == (made["entries"], made["entries"])
     done = check(bare_python, after, vkey)
     assert (done.returncode, done.stderr) == (0, "")

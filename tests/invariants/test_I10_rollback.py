@@ -27,7 +27,7 @@ def ana(world: World, tmp_path: Path) -> Person:
     publisher = world.add("pub", roles=["publisher"], groups=["acme"])
     world.publish(publisher, "acme/llama@v1", {"a.bin": bytes(MIB)})
     reader = world.add("ana", groups=["acme"])
-    world.with_settings(heads=FolderHeads(tmp_path / "heads"))
+    world.with_settings(heads=FolderHeads(tmp_path / "heads", origin=world.house.log.origin))
     start(world)
     return reader
 

@@ -107,6 +107,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "freeze": {"principal": "user:admin", "target": {"kind": "all", "id": "*"}, "frozen": True},
     "key-rotation": {"use": "log", "kid": "2", "previous_kid": "1"},
     "export": {"principal": "user:aud", "format": "jsonl", "range": {"start": 0, "stop": 7}},
+    "origin": {
+        "origin": ORIGIN,
+        "vkey": VERIFIER.vkey,
+        "former": {"origin": "log.example/lost", "size": 40, "root": digest("root")},
+        "known": {"size": 54, "root": digest("known")},
+        "reason": "the disk of 9 October failed; restored from the night before",
+    },
     "erasure": {
         "principal": "user:root",
         "subject": "user:ana",
