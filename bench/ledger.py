@@ -15,9 +15,9 @@ import sqlite3
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -110,9 +110,20 @@ def _appends(path: Path, count: int, *, callers: int) -> tuple[float, LedgerStor
     )
     store.initialize()
     drafts = [_draft(at) for at in range(count)]
-    with ThreadPoolExecutor(callers) as pool:
-        seconds = _timed(lambda: list(pool.map(store.append, drafts)))
-    return count / seconds, store
+
+    def call(at: int) -> None:
+        for draft in drafts[at::callers]:
+            store.append(draft)
+
+    threads = [threading.Thread(target=call, args=(at,)) for at in range(callers)]
+
+    def run_all() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return count / _timed(run_all), store
 
 
 def _inserts(source: Path, target: Path, count: int) -> float:

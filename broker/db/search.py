@@ -40,6 +40,9 @@ _MEMBERS: Final = [
 ]
 
 
+_ENCODERS: Final = [(m.name, m.kind.to_column, m.optional) for m in _MEMBERS]
+
+
 def encode_index_row(row: IndexRow) -> dict[str, Any]:
     """Column values of the search columns.
 
@@ -47,11 +50,11 @@ def encode_index_row(row: IndexRow) -> dict[str, Any]:
         InternalError: A member has another type than the class declares.
         InvalidRequest: A member cannot be stored.
     """
-    return {m.name: _encode(m, getattr(row, m.name)) for m in _MEMBERS}
-
-
-def _encode(member: _Member, value: Any) -> Any:
-    return None if value is None and member.optional else member.kind.to_column(value)
+    found = vars(row)
+    return {
+        name: None if found[name] is None and optional else to_column(found[name])
+        for name, to_column, optional in _ENCODERS
+    }
 
 
 def decode_index_row(stored: Mapping[str, Any]) -> IndexRow:

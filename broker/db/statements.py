@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Dialect, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 
@@ -17,7 +17,12 @@ def dialect_insert(connection: Connection, table: Table) -> Any:
 def insert_rows(connection: Connection, table: Table, values: list[dict[str, Any]]) -> None:
     """Insert rows, if there are any; a key that is taken is an error."""
     if values:
-        connection.execute(_insert(table), values)
+        # As the driver takes them: SQLAlchemy would look at every value of every row again.
+        text, names = _compiled_insert(connection.dialect, table)
+        if names is None:
+            connection.exec_driver_sql(text, values)
+        else:
+            connection.exec_driver_sql(text, [tuple(row[name] for name in names) for row in values])
 
 
 def insert_missing(connection: Connection, table: Table, values: list[dict[str, Any]]) -> None:
@@ -36,8 +41,11 @@ def upsert_rows(connection: Connection, table: Table, values: list[dict[str, Any
 
 
 @cache
-def _insert(table: Table) -> Any:
-    return table.insert().inline()
+def _compiled_insert(dialect: Dialect, table: Table) -> tuple[str, tuple[str, ...] | None]:
+    """The text of an INSERT of all columns, and the order of its parameters, None where they have names."""
+    compiled = table.insert().inline().compile(dialect=dialect)
+    names = compiled.positiontup
+    return str(compiled), None if names is None else tuple(names)
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_type_hints
 
@@ -22,7 +23,7 @@ class UnreadableError(Exception):
 def is_storable(value: object) -> bool:
     """Whether a search value can be in a column at all: no NUL or lone surrogate, no huge integer."""
     if isinstance(value, str):
-        return "\0" not in value and _is_utf8(value)
+        return "\0" not in value and (value.isascii() or _is_utf8(value))
     if isinstance(value, int):
         return abs(value) <= MAX_SAFE_INTEGER
     return True
@@ -60,6 +61,14 @@ def _flag_from_column(raw: Any) -> bool:
     return bool(raw)
 
 
+def _text_to_column(value: Any) -> str:
+    # Nearly every value: a plain text needs no closer look.
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value
+    return str(_expect(str, value))
+
+
+@lru_cache(maxsize=4096)
 def _texts_to_column(value: Any) -> str:
     return canonical_bytes([_expect(str, item) for item in _expect(tuple, value)]).decode("utf-8")
 
@@ -99,7 +108,7 @@ def _plain(kind: type[Any], covered: Callable[[Any], Any] = lambda value: value)
 
 
 KINDS: Final[dict[Any, Kind]] = {
-    str: _plain(str),
+    str: Kind(to_column=_text_to_column, from_column=lambda raw: _stored(str, raw)),
     int: _plain(int),
     # A digest, whatever the size: a manifest of 64 MiB is not spelled out to be covered.
     bytes: _plain(bytes, sha256_digest),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker.db.queue import CommitQueue, Outcome, _Waiting
+from broker.db.queue import CommitQueue, Outcome, _Latch, _Waiting
 from broker.drafts import Appended, Draft
 from broker.errors import Conflict, InternalError, LedgerUnavailable
 from broker.model import Tail
@@ -95,10 +95,10 @@ def test_when_a_leader_fails_everybody_hears_and_the_next_batch_is_led(
     assert queue.append(Draft()) is DONE
 
 
-class InterruptedEvent(threading.Event):
-    """An event whose wait a signal ends."""
+class InterruptedLatch(_Latch):
+    """A latch whose wait a signal ends."""
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, seconds: float = -1) -> None:
         raise KeyboardInterrupt
 
 
@@ -108,12 +108,12 @@ def test_a_thread_that_stops_waiting_passes_its_turn_on(called: bool) -> None:
     queue = CommitQueue(gate.commit)
     found: list[object] = []
     mine = _Waiting(Draft())
-    mine.called = InterruptedEvent()  # type: ignore[misc]
+    mine.latch = InterruptedLatch()  # type: ignore[misc]  # final in the product, not here
     leader: list[threading.Thread] = []
     if called:
         # The one before has answered its batch and called us, the head of the queue.
         queue._led = True
-        mine.called.set()
+        mine.leads = True
         queue._waiting.append(mine)
     else:
         leader = [start(queue, found)]
@@ -140,3 +140,52 @@ def test_a_refused_draft_gets_its_own_exception() -> None:
     assert caught.value is not shared
     assert (caught.value.what, caught.value.why, caught.value.next) == ("what", "why", "next")
     assert caught.value.__cause__ is shared
+
+
+def test_a_leader_that_is_interrupted_while_it_waits_for_company_passes_its_turn_on() -> None:
+    sizes: list[int] = []
+
+    def commit(drafts: Sequence[Draft]) -> Sequence[Outcome]:
+        sizes.append(len(drafts))
+        return [DONE] * len(drafts)
+
+    queue = CommitQueue(commit)
+    # The last commit answered four: the next leader waits for as many.
+    queue._last_size, queue._last_seconds = 4, 60.0
+    gather, found = queue._gather, list[object]()
+
+    def interrupted() -> None:
+        queue._gather = gather  # type: ignore[method-assign]  # only the first leader is interrupted
+        wait_for(queue, 3)
+        raise KeyboardInterrupt
+
+    queue._gather = interrupted  # type: ignore[method-assign]  # a signal comes at that point
+    threads = [start(queue, found) for _ in range(3)]
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sum(isinstance(each, KeyboardInterrupt) for each in found) == 1
+    assert found.count(DONE) == 2
+    assert sum(sizes) == 2
+
+
+def test_those_who_come_back_together_are_committed_together() -> None:
+    gate = Gate()
+    queue = CommitQueue(gate.commit)
+    first: list[object] = []
+    queue._last_size, queue._last_seconds = 3, 60.0
+    threads = [start(queue, first) for _ in range(3)]
+    gate.entered.acquire()
+    gate.open.release()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert gate.sizes == [3]
+
+
+def test_whoever_is_alone_waits_for_nobody_after_a_moment() -> None:
+    queue = CommitQueue(lambda drafts: [DONE] * len(drafts))
+    queue._last_size, queue._last_seconds = 256, 3600.0
+    for _ in range(3):
+        assert queue.append(Draft()) is DONE
+    assert queue._last_size == 1
