@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.canonical import Json, parse_b64url
+from broker.canonical import Json, parse_b64url, parse_time
 from broker.client import private_files
-from broker.errors import BrokerError, ConfigurationError, IntegrityFailure
-from broker.ledger import merkle
+from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, NotFound
+from broker.ledger import merkle, note
+from broker.ledger.entry import parse_entry
 from broker.ledger.receipt import VerifiedReceipt
 from broker.ports import Clock
 
 if TYPE_CHECKING:
+    from broker.client.session import Session
     from broker.ledger.note import TreeHead
     from broker.ledger.quorum import Policy
+
+ReadEntries = Callable[[int, int], Sequence[bytes]]
+"""Reads entries [start, stop)."""
 
 FILE: Final = "witness-policy"
 MAX_LAG_MS: Final = 60_000
@@ -78,6 +84,41 @@ def _parse_file(path: Path, data: bytes, *, vkey: str) -> Policy:
         raise ConfigurationError(
             f"{path} is not a policy for this log", why=exc.why or exc.what, next=exc.next
         ) from exc
+
+
+def find_cosigned(
+    session: Session, read_entries: ReadEntries, policy: Policy | None, newest: str
+) -> tuple[list[str], list[str]]:
+    """The newest cosigned head of a log for whoever verifies all of it, and what is wrong with it.
+
+    Args:
+        session: Asks the log's server.
+        read_entries: Reads entries [start, stop).
+        policy: The profile's; None demands nothing.
+        newest: The log's newest head, as it was sent.
+
+    Returns:
+        (signed notes that the log has to agree with, problems): at most one of each.
+
+    Raises:
+        BrokerError: The log cannot be read.
+    """
+    if policy is None:
+        return [], []
+    try:
+        text = session.get_public("/ledger/cosigned").text()
+        head, size = policy.check(text), note.open_head(newest, policy.logs).size
+        if head.size < size and _is_late(read_entries(head.size, head.size + 1), session.clock.now()):
+            raise IntegrityFailure(f"entry {head.size} is in no cosigned tree head, a minute after its time")
+    except NotFound:
+        return [], ["no tree head of this log has the quorum of the profile's witness policy"]
+    except IntegrityFailure as exc:
+        return [], [f"{exc.what} ({exc.why})" if exc.why else exc.what]
+    return [text], []
+
+
+def _is_late(entries: Sequence[bytes], now: int) -> bool:
+    return not entries or now - parse_time(parse_entry(entries[0])["time"]) >= MAX_LAG_MS
 
 
 class Watch:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from broker import limits
 from broker.canonical import Json, b64url, drop_absent, parse_b64url, parse_json_object
 from broker.client import export, kit
+from broker.client.cosigned import find_cosigned
 from broker.client.following import follow_rows
 from broker.client.replaying import replay_decisions
 from broker.client.session import Session
@@ -269,7 +270,9 @@ class LedgerClient:
         """
         remembered = self._log.have()
         newest = self._session.get_public("/ledger/checkpoint").text()
-        heads, problems = self._heads([newest, *([] if remembered is None else [remembered])])
+        cosigned, missing = find_cosigned(self._session, self.read_entries, self._log.witnesses, newest)
+        heads, problems = self._heads([newest, *cosigned, *([] if remembered is None else [remembered])])
+        problems += missing
         auditor = Auditor(heads=heads, stored_hashes=self._hashes if full else None, full=full)
         size = max((head.size for head in heads), default=0)
         start, more = 0, True

@@ -163,7 +163,7 @@ def begin(client: Client) -> tuple[GrantClient, Granted]:
 
 
 def test_a_lease_goes_on_with_both_witnesses_and_not_without(
-    setting: Setting, ana: User, aud: User, tmp_path: Path
+    setting: Setting, ana: User, aud: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = setting.broker("witnessed")
     with setting.client_of(ana, broker) as client:
@@ -198,6 +198,18 @@ def test_a_lease_goes_on_with_both_witnesses_and_not_without(
     proven = tmp_path / "receipt.tlog-proof"
     proven.write_bytes(aud.cli("ledger", "prove", first, BROKER_URL=broker.url).data)
     aud.cli("ledger", "verify-receipt", proven, "--witness-policy", setting.policy)
+
+    # An auditor with the policy wants the whole log to agree with what the witnesses signed.
+    monkeypatch.setattr(cosigned, "MAX_LAG_MS", 60_000)
+    with setting.client_of(aud, broker) as client:
+        assert client.ledger.verify().ok
+        # The stack's own server has no witnesses: there is nothing that would satisfy the policy.
+        config = client.profile.folder / "config.toml"
+        config.write_text(config.read_text().replace(broker.url, setting.stack.url, 1))
+        with Client(load_profile(client.profile.folder)) as elsewhere:
+            found = elsewhere.ledger.verify()
+    assert not found.ok
+    assert "has the quorum of the profile's witness policy" in found.problems[-1]
     plain = receipt.parse_receipt(granted.lease.receipt_text).note
     with pytest.raises(IntegrityFailure, match="not cosigned"):
         quorum.parse_policy(setting.policy.read_text()).check(plain)
