@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from broker.errors import ConfigurationError, LedgerUnavailable
 BUSY_SECONDS: Final = 5
 """How long a SQLite connection waits for another's lock."""
 _WAL_ATTEMPTS: Final = 200
+_BUSY_PAUSE_SECONDS: Final = 0.0005
 _WAL_PAUSE_SECONDS: Final = 0.02
 _CONNECT_SECONDS: Final = 5
 _POOL_SECONDS: Final = 10
@@ -100,8 +102,6 @@ def open_engine(url: str | URL, *, writes: bool = False, pool_size: int = 16) ->
 
 
 def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
-    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
-
     def on_connect(connection: sqlite3.Connection, _: object) -> None:
         connection.isolation_level = None
         # Bytes that are no UTF-8 become a text that no MAC covers, and so are found.
@@ -115,10 +115,30 @@ def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
             cursor.execute(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
 
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        if writes:
+            _begin_to_write(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
+
+
+def _begin_to_write(connection: Connection) -> None:
+    # SQLite itself looks again after 1, 2, 5, ... 100 ms: with several processes that commit every few
+    # milliseconds, one of them may then wait for a second. So it is asked more often, and as long.
+    connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except DBAPIError as exc:
+            if not is_transient(exc) or time.monotonic() > deadline:
+                raise
+            threading.Event().wait(_BUSY_PAUSE_SECONDS)
+        else:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000:.0f}")
+            return
 
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
