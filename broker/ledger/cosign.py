@@ -12,20 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker import limits
-from broker.errors import ConfigurationError, IntegrityFailure, InvalidRequest
+from broker.errors import IntegrityFailure, InvalidRequest
 from broker.ledger.merkle import HASH_SIZE
 from broker.ledger.note import (
+    NamedKey,
     Sign,
-    check_origin,
     encode_base64,
-    make_key_id,
-    make_vkey,
     parse_base64,
     parse_signature_line,
     split_note,
@@ -46,31 +44,10 @@ _OLD_RE: Final = re.compile(r"old (0|[1-9][0-9]{0,15})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosignerKey:
-    """The key by which a witness is known.
+class CosignerKey(NamedKey):
+    """The key by which a witness is known."""
 
-    Attributes:
-        name: The key's name.
-        public: The Ed25519 public key, 32 bytes.
-    """
-
-    name: str
-    public: bytes
-
-    def __post_init__(self) -> None:
-        check_origin(self.name)
-        if len(self.public) != 32:
-            raise ConfigurationError("an Ed25519 public key has 32 bytes")
-
-    @property
-    def key_id(self) -> bytes:
-        """SHA-256(name || 0x0A || 0x04 || public key), the first 4 bytes."""
-        return make_key_id(self.name, COSIGNATURE_V1, self.public)
-
-    @property
-    def vkey(self) -> str:
-        """The text ``name+<key id, 8 hex>+<base64 of 0x04 || public key>``."""
-        return make_vkey(self.name, COSIGNATURE_V1, self.public)
+    kind: ClassVar[bytes] = COSIGNATURE_V1
 
 
 def parse_cosigner(text: str) -> CosignerKey:

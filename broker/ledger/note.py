@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -40,13 +40,16 @@ Sign = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifier:
-    """A named Ed25519 key that may vouch for a note.
+class NamedKey:
+    """A named Ed25519 key; its id says what its signatures are over, so that none passes for another kind.
 
     Attributes:
-        name: The key's name; for a log it is the log's origin.
+        name: The key's name.
         public: The public key, 32 bytes.
     """
+
+    kind: ClassVar[bytes]
+    """The signature type, 1 byte. Source: C2SP signed-note, "Signature types"."""
 
     name: str
     public: bytes
@@ -58,13 +61,20 @@ class Verifier:
 
     @property
     def key_id(self) -> bytes:
-        """SHA-256(name || 0x0A || 0x01 || public key), the first 4 bytes. Source: C2SP signed-note."""
-        return make_key_id(self.name, ED25519_NOTE, self.public)
+        """SHA-256(name || 0x0A || signature type || public key), the first 4 bytes."""
+        return make_key_id(self.name, self.kind, self.public)
 
     @property
     def vkey(self) -> str:
-        """The text ``name+<key id, 8 hex>+<base64 of 0x01 || public key>``."""
-        return make_vkey(self.name, ED25519_NOTE, self.public)
+        """The text ``name+<key id, 8 hex>+<base64 of signature type || public key>``."""
+        return f"{self.name}+{self.key_id.hex()}+{encode_base64(self.kind + self.public)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifier(NamedKey):
+    """A key that may vouch for a note; for a log its name is the log's origin."""
+
+    kind: ClassVar[bytes] = ED25519_NOTE
 
 
 def make_key_id(name: str, kind: bytes, public: bytes) -> bytes:
@@ -78,11 +88,6 @@ def make_key_id(name: str, kind: bytes, public: bytes) -> bytes:
     Source: C2SP signed-note, "Signatures".
     """
     return hashlib.sha256(name.encode() + b"\n" + kind + public).digest()[:4]
-
-
-def make_vkey(name: str, kind: bytes, public: bytes) -> str:
-    """The text ``name+<key id, 8 hex>+<base64 of signature type || public key>``."""
-    return f"{name}+{make_key_id(name, kind, public).hex()}+{encode_base64(kind + public)}"
 
 
 def check_origin(origin: str) -> None:

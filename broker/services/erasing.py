@@ -11,7 +11,7 @@ from typing import Final
 
 from broker import limits
 from broker.canonical import Json, format_time, parse_time
-from broker.errors import InvalidRequest, LedgerUnavailable
+from broker.errors import IntegrityFailure, InvalidRequest, LedgerUnavailable
 from broker.ledger import entry as entries
 from broker.model import Query
 from broker.ports import View
@@ -140,7 +140,11 @@ def _erasures(view: View, *, after: int) -> Iterator[tuple[int, Json]]:
     while True:
         page = view.search(Query(type="erasure"), after=after, limit=limits.MAX_PAGE)
         for index, _ in page:
-            yield index, entries.parse_entry(view.entry(index))
+            found = entries.parse_entry(view.entry(index))
+            if found["type"] != "erasure":
+                # The index is the database's word: it cannot make an erasure of another entry.
+                raise IntegrityFailure("the search index names an entry that erases nothing")
+            yield index, found
         if len(page) < limits.MAX_PAGE:
             return
         after = page[-1][0]

@@ -170,3 +170,13 @@ def test_I16_one_person_alone_erases_nothing_where_several_are_needed(world: Wor
     with pytest.raises(Denied):
         erase(world, ana)
     assert held <= stored(world)
+
+
+def test_I16_the_search_index_cannot_make_an_erasure_of_another_entry(world: World, ana: Person) -> None:
+    aud = world.add("aud", roles=["auditor"])
+    index = min(of_ana(world))
+    with sqlite3.connect(world.path) as db:
+        db.execute("UPDATE ledger_index SET type = 'erasure' WHERE idx = ?", [world.size() - 1])
+    db.close()
+    with pytest.raises(IntegrityFailure):
+        show(world, aud, index)
