@@ -8,6 +8,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker.ledger import note
 from tests.e2e.running import PROGRAM, Stack, environment
 
 NEW = "recovered.example/log"
@@ -57,6 +60,8 @@ def test_a_log_that_lost_entries_goes_on_under_a_new_name(
     # Nobody is led over without knowing.
     told = ana.cli("can", "acme/a@v1", expect=6)
     assert "broker ledger pin" in told.err
+    impostor = note.vkey(NEW, Ed25519PrivateKey.generate().public_key())
+    ana.cli("ledger", "pin", impostor, "--accept-loss", expect=6)
     assert "lost" not in ana.cli("ledger", "pin", made["vkey"], expect=6).out
     pinned = ana.cli("ledger", "pin", made["vkey"], "--accept-loss", "-o", "json").json()
     assert pinned["former"].startswith(former)

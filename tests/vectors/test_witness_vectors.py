@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.errors import IntegrityFailure
 from broker.ledger import cosign, note, quorum
+from broker.ledger.entry import build_entry
+from broker.ledger.merkle import leaf_hash
+from broker.ledger.receipt import build_receipt, verify_receipt
 from broker.runtime import SystemClock
 from broker.witness.keys import read_key
 from broker.witness.service import WitnessService
@@ -69,3 +74,26 @@ def test_the_policy_is_satisfied_by_those_sets_and_no_others() -> None:
                 assert list(names) in VECTORS["not_satisfied_by"]
                 with pytest.raises(IntegrityFailure):
                     policy.check(merged)
+
+
+def test_a_receipt_holds_under_a_policy_only_with_its_quorum() -> None:
+    vkey, policy = VECTORS["log"]["vkey"], quorum.parse_policy(VECTORS["policy"])
+    data = build_entry(type="genesis", time=0, salt=bytes(16), origin="log.example/one", vkey=vkey)
+    head = note.TreeHead(origin="log.example/one", size=1, root=leaf_hash(data))
+    log = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"log").digest())
+    signed = note.sign_head(head, note.parse_vkey(vkey), log.sign)
+    witness = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"witness a").digest())
+    other = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"witness b").digest())
+    text = note.head_text(head)
+    lines = [
+        cosign.cosign(text, KEYS["a"], witness.sign, TIME),
+        cosign.cosign(text, KEYS["b"], other.sign, TIME),
+    ]
+    for count, holds in ((0, False), (1, False), (2, True)):
+        receipt = build_receipt(data, 0, [], cosign.merge(signed, lines[:count]))
+        assert verify_receipt(receipt, vkey).index == 0
+        if holds:
+            assert verify_receipt(receipt, vkey, policy=policy).index == 0
+        else:
+            with pytest.raises(IntegrityFailure):
+                verify_receipt(receipt, vkey, policy=policy)

@@ -9,6 +9,8 @@ import pytest
 
 from broker.canonical import Json
 from broker.errors import Denied, InvalidRequest
+from broker.policy.bundle import build_bundle
+from broker.policy.engine import PolicyEngine
 from broker.services import erasing, policies, replaying
 from tests.world import MIB, Person, World, policy_files
 
@@ -99,6 +101,19 @@ def test_an_older_decision_is_made_by_its_own_bundle(
         world.ask(history["ana"], "acme/llama@v1")
     found = replay(world, auditor, q="actor:ana")
     assert (found["findings"], found["flips"]) == ([], [])
+
+
+def test_another_answer_by_the_same_bundle_is_a_finding(
+    world: World, auditor: Person, history: dict[str, Person]
+) -> None:
+    """As if the engine, or what is kept under a bundle's digest, were another by now."""
+    other = build_bundle({name: text.encode() for name, text in files_with(FORBID).items()})
+    [digest] = world.house.engines
+    world.house.engines[digest] = PolicyEngine(other)
+    found = replay(world, auditor, q="actor:ana")
+    types = {world.entry(row["index"])["type"] for row in found["findings"]}
+    assert types >= {"grant", "lease"}
+    assert all("the same bundle says" in row["problem"] for row in found["findings"])
 
 
 def test_pages_go_on_where_they_ended(
