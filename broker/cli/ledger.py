@@ -52,8 +52,8 @@ _ROWS: Final = (
 def ledger() -> None:
     """The record: who asked for what, what was decided, and proof that nobody changed it.
 
-    All but checkpoint, verify-receipt and verify-export need the auditor role, and are recorded themselves;
-    audit runs on the server.
+    Most of it needs the auditor role, and is recorded itself. checkpoint and pin are for everybody;
+    verify-receipt, verify-export and verify-kit need no server, and audit runs on it.
     """
 
 
