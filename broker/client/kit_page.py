@@ -182,11 +182,15 @@ def _facts(item: Item) -> Iterator[tuple[str, str]]:
     if "selection" in entry:
         chosen = entry["selection"]
         size = f", {entry['bytes']:,} bytes" if "bytes" in entry else ""
-        yield "Released", f"keys to {chosen['extents']} extents of {chosen['files']} files{size}"
+        yield (
+            "Released",
+            f"keys to {_counted(chosen['extents'], 'extent')} of {_counted(chosen['files'], 'file')}{size}",
+        )
         yield "Until", _text(entry.get("expires_at", ""))
     if "received" in entry:
         got = entry["received"]
-        yield "Received", f"{got['extents']} extents of {got['files']} files, {got['bytes']:,} bytes"
+        whole = f"{_counted(got['extents'], 'extent')} of {_counted(got['files'], 'file')}"
+        yield "Received", f"{whole}, {got['bytes']:,} bytes"
     yield from _plain(entry, (("Grant", "grant"),))
 
 
@@ -214,3 +218,7 @@ def _asked(evidence: bytes | None) -> Iterator[tuple[str, str]]:
             "Signed text",
             f"<details><summary>{len(body):,} characters</summary><code>{_text(body)}</code></details>",
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
