@@ -8,6 +8,7 @@ does not extend, or a tile that is another, is a rollback or a fork (I10).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from broker.errors import Conflict, RollbackDetected, StoreUnavailable
@@ -38,8 +39,11 @@ class LogPublisher:
         self._site = site
         self._entries = entries
 
-    def publish(self) -> int:
+    def publish(self, *, until: Callable[[], bool] = lambda: False) -> int:
         """Publish everything up to the tail; returns how many entries the checkpoint there covers now.
+
+        Args:
+            until: Asked after each stride of a long backlog; where it says yes the rest is left for later.
 
         Raises:
             RollbackDetected: What is there is not this log, or more of it than the database has.
@@ -50,8 +54,10 @@ class LogPublisher:
         lost = 0
         while lost < _TRIES:
             self._house.guard.check()
+            # First what is published, the log after it: another replica publishes only what is durable, so
+            # a later snapshot has it. The other way round its newer checkpoint would look like a rollback.
+            found = self._site.checkpoint()
             with self._house.ledger.view() as view:
-                found = self._site.checkpoint()
                 size = 0 if found is None else self._check_extends(view, found[0])
                 tail = view.tail().size
                 reach = min(tail, size + STRIDE)
@@ -65,7 +71,7 @@ class LogPublisher:
             except Conflict:
                 lost += 1  # another replica was faster: see what it published
                 continue
-            if reach == tail:
+            if reach == tail or until():
                 return reach
         raise StoreUnavailable("the published checkpoint changes whenever it is to be moved")
 

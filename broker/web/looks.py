@@ -40,6 +40,10 @@ class LookThread(ABC):
         if self._thread is not None:
             self._thread.join()
 
+    def is_stopped(self) -> bool:
+        """Whether it was told to end: for a look that takes long, to leave the rest to the next process."""
+        return self._stop.is_set()
+
     def _run(self) -> None:
         self.look()
         while not self._stop.wait(self._seconds):

@@ -25,4 +25,4 @@ class PublisherThread(HouseLook):
     def act(self) -> None:
         """Publish what is new."""
         if self._publisher is not None:
-            self._publisher.publish()
+            self._publisher.publish(until=self.is_stopped)

@@ -159,6 +159,47 @@ def test_replicas_that_publish_at_once_never_take_the_checkpoint_back(
     assert seen
 
 
+class Overtaken(S3LogSite):
+    """A site at which something happens before each answer about the checkpoint."""
+
+    def __init__(self, store: S3Store, *, prefix: str, happens: Callable[[], object]) -> None:
+        super().__init__(store, prefix=prefix)
+        self._happens = happens
+
+    def checkpoint(self) -> tuple[str, str] | None:
+        self._happens()
+        return super().checkpoint()
+
+
+def test_a_replica_that_was_overtaken_takes_the_newer_checkpoint_for_no_rollback(
+    world: World, store: S3Store, site: S3LogSite, prefix: str, grow: Callable[[int], int]
+) -> None:
+    def other_replica() -> None:
+        grow(3)
+        LogPublisher(world.house, site, entries=False).publish()
+
+    overtaken = Overtaken(store, prefix=prefix, happens=other_replica)
+    assert LogPublisher(world.house, overtaken, entries=False).publish() == world.size()
+    assert not world.house.guard.is_shut
+
+
+def test_a_long_backlog_is_left_when_the_server_stops(
+    world: World,
+    store: S3Store,
+    site: S3LogSite,
+    prefix: str,
+    tmp_path: Path,
+    grow: Callable[[int], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_publishing, "STRIDE", 4)
+    size = grow(10)
+    publisher = LogPublisher(world.house, site, entries=False)
+    assert publisher.publish(until=lambda: True) == 4
+    assert covered(world, store, prefix, tmp_path / "part") == 4
+    assert publisher.publish(until=lambda: False) == size
+
+
 def test_moving_needs_the_newest_mark(site: S3LogSite) -> None:
     site.move("one\n", None)
     with pytest.raises(Conflict):
