@@ -16,7 +16,7 @@ from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.ledger_kit import kit, verify_kit
 from broker.cli.ledger_pin import pin
-from broker.cli.options import pinned_key
+from broker.cli.options import pinned_key, since_option, until_option
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
 ROW_MEMBERS: Final = (
@@ -76,8 +76,8 @@ ledger.add_command(verify_kit)
     )
 )
 @click.argument("query", nargs=-1)
-@click.option("--since", metavar="T", help="From this time on: 30m, 24h, 7d, 2w, a date or RFC 3339 time.")
-@click.option("--until", metavar="T", help="Before this time.")
+@since_option
+@until_option
 @click.option("--after", metavar="INDEX", type=click.IntRange(0), help="Only entries past this index.")
 @click.option(
     "--limit",

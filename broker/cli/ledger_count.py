@@ -8,6 +8,7 @@ import click
 
 from broker import limits
 from broker.cli.command import BrokerCommand, Invocation
+from broker.cli.options import since_option, until_option
 from broker.cli.output import Column, plain, time_text
 from broker.ledger.query import GROUPINGS
 
@@ -30,8 +31,8 @@ _MEMBERS: Final = ("value", "entries")
     show_default=True,
     help="What the entries are counted by; hours and days are UTC.",
 )
-@click.option("--since", metavar="T", help="From this time on: 30m, 24h, 7d, 2w, a date or RFC 3339 time.")
-@click.option("--until", metavar="T", help="Before this time.")
+@since_option
+@until_option
 @click.option(
     "--top",
     metavar="N",

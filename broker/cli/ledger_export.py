@@ -10,7 +10,7 @@ import click
 
 from broker.cli.bars import counting
 from broker.cli.command import BrokerCommand, Invocation
-from broker.cli.options import pinned_key
+from broker.cli.options import pinned_key, since_option, until_option, with_times
 from broker.cli.output import safe
 
 
@@ -34,8 +34,8 @@ from broker.cli.output import safe
     show_default=True,
     help="tiles: the log alone. jsonl, csv: also the rows that match.",
 )
-@click.option("--since", metavar="T", help="From this time on: 30m, 24h, 7d, 2w, a date or RFC 3339 time.")
-@click.option("--until", metavar="T", help="Before this time.")
+@since_option
+@until_option
 @click.option("--sample", metavar="N", type=click.IntRange(1), help="Only N of the rows that match.")
 @click.option("--seed", metavar="TEXT", help="What the sample is drawn by; with --sample.")
 @click.pass_obj
@@ -61,12 +61,11 @@ def export(
 
     if (sample is None) != (seed is None):
         raise UsageError("--sample and --seed are given together")
-    times = [f"{name}:{value}" for name, value in (("since", since), ("until", until)) if value]
     with counting(call.out, "reading the log", unit="entries") as told:
         found = call.client.ledger.export(
             target,
             format=format,
-            query=" ".join([*query, *times]),
+            query=with_times(query, since=since, until=until),
             sample=None if sample is None or seed is None else Sample(size=sample, seed=seed),
             on_progress=told,
         )

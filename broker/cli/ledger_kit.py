@@ -8,7 +8,7 @@ import click
 
 from broker.cli.bars import counting
 from broker.cli.command import BrokerCommand, Invocation
-from broker.cli.options import pinned_key
+from broker.cli.options import pinned_key, since_option, until_option, with_times
 from broker.cli.output import safe
 
 
@@ -23,8 +23,8 @@ from broker.cli.output import safe
 @click.option(
     "--out", "target", metavar="DIR", required=True, type=click.Path(path_type=Path), help="A new folder."
 )
-@click.option("--since", metavar="T", help="From this time on: 30m, 24h, 7d, 2w, a date or RFC 3339 time.")
-@click.option("--until", metavar="T", help="Before this time.")
+@since_option
+@until_option
 @click.pass_obj
 def kit(
     call: Invocation, query: tuple[str, ...], *, target: Path, since: str | None, until: str | None
@@ -36,9 +36,9 @@ def kit(
     verifier that needs Python and the package cryptography alone (verify.py). That you did this is
     recorded, and so is every piece of evidence that you read.
     """
-    times = [f"{name}:{value}" for name, value in (("since", since), ("until", until)) if value]
     with counting(call.out, "reading evidence", unit="entries") as told:
-        made = call.client.ledger.write_kit(target, " ".join([*query, *times]), on_progress=told)
+        question = with_times(query, since=since, until=until)
+        made = call.client.ledger.write_kit(target, question, on_progress=told)
     lines = [
         f"{safe(target)}: {made.entries} entries with their evidence, and {made.support} that they rest on"
     ]

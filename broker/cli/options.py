@@ -140,6 +140,17 @@ purpose_option = click.option(
     help=f"Why; recorded, and a matter of policy (at most {limits.MAX_PURPOSE} bytes).",
 )
 
+since_option = click.option(
+    "--since", metavar="T", help="From this time on: 30m, 24h, 7d, 2w, a date or RFC 3339 time."
+)
+until_option = click.option("--until", metavar="T", help="Before this time.")
+
+
+def with_times(query: tuple[str, ...], *, since: str | None, until: str | None) -> str:
+    """A question to the ledger as one text, for what keeps it: the times become words of it."""
+    times = [f"{name}:{value}" for name, value in (("since", since), ("until", until)) if value]
+    return " ".join((*query, *times))
+
 
 def pinned_key(call: Invocation) -> str:
     """The log key that the profile pins: for commands that need no server."""

@@ -10,6 +10,7 @@ import click
 
 from broker.cli.bars import counting
 from broker.cli.command import BrokerCommand, Invocation
+from broker.cli.options import since_option, until_option
 from broker.cli.output import Column, counted, plain, safe, table, time_text
 from broker.errors import IntegrityFailure
 
@@ -47,8 +48,8 @@ _WHY: Final = {
 )
 @click.argument("folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1)
-@click.option("--since", metavar="T", help="From this time on: 30m, 24h, 30d, a date or RFC 3339 time.")
-@click.option("--until", metavar="T", help="Before this time.")
+@since_option
+@until_option
 @click.pass_obj
 def replay(
     call: Invocation,

@@ -75,7 +75,8 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise KitError(f"{what} is not JSON") from exc
     check(isinstance(value, dict), f"{what} is not a JSON object")
-    return value  # type: ignore[no-any-return]
+    found: dict[str, Any] = value
+    return found
 
 
 def decode64(text: Any, what: str, *, url: bool = False) -> bytes:
