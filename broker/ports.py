@@ -81,6 +81,9 @@ class LedgerReader(Protocol):
         Raises IntegrityFailure when one is missing.
         """
 
+    def head(self, size: int) -> str | None:
+        """The tree head of that size that was kept beside the log; None when none was."""
+
     def heads(self) -> list[tuple[int, str]]:
         """Signed tree heads kept so far as (size, note), ascending."""
 

@@ -16,7 +16,7 @@ from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.ledger_kit import kit, verify_kit
 from broker.cli.ledger_pin import pin
-from broker.cli.options import pinned_key, since_option, until_option
+from broker.cli.options import pinned_keys, since_option, until_option
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
 ROW_MEMBERS: Final = (
@@ -266,10 +266,10 @@ def checkpoint(call: Invocation) -> None:
     It is printed once it is known to extend what this profile has seen.
     """
     from broker.canonical import b64url
-    from broker.ledger.note import open_head
+    from broker.ledger.note import parse_head, split_note
 
     text = call.client.ledger.checkpoint()
-    head = open_head(text, call.client.profile.vkey)
+    head = parse_head(split_note(text)[0])
     found = {"origin": head.origin, "size": head.size, "root": b64url(head.root), "note": text}
     call.out.record(found, (safe(line) for line in text.rstrip("\n").split("\n")))
 
@@ -301,9 +301,9 @@ def verify_receipt(call: Invocation, file: Path, *, vkey: str | None, witness_po
     from broker.client.cosigned import read_policy
     from broker.ledger import receipt
 
-    pinned = vkey or pinned_key(call)
-    policy = None if witness_policy is None else read_policy(witness_policy, vkey=pinned)
-    found = receipt.verify_receipt(_read_receipt(file), pinned, policy=policy)
+    keys = [vkey] if vkey else pinned_keys(call)
+    policy = None if witness_policy is None else read_policy(witness_policy, vkey=keys[0])
+    found = receipt.verify_receipt(_read_receipt(file), keys, policy=policy)
     value = {
         "ok": True,
         "index": found.index,

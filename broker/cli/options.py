@@ -11,6 +11,8 @@ import click
 from broker import limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker.cli.command import Invocation
 
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(?:([KMGT])iB)?", re.IGNORECASE)
@@ -154,6 +156,12 @@ def with_times(query: tuple[str, ...], *, since: str | None, until: str | None) 
 
 def pinned_key(call: Invocation) -> str:
     """The log key that the profile pins: for commands that need no server."""
+    return pinned_keys(call)[0]
+
+
+def pinned_keys(call: Invocation) -> Sequence[str]:
+    """That key, and those before it that led to it: what they signed verifies still."""
+    from broker.client.log_key import trusted_keys
     from broker.client.settings import find_profile
 
-    return find_profile(call.profile).vkey
+    return trusted_keys(find_profile(call.profile))

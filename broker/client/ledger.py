@@ -211,11 +211,11 @@ class LedgerClient:
         if format == "tiles" and (query or sample is not None):
             raise UsageError("an export of tiles is the whole log", next="--format jsonl or csv")
         text = self.checkpoint()
-        head = note.open_head(text, self._profile.vkey)
+        head = self._log.open(text)
         export.write_log(folder, self._entries(head.size), text, head, on_progress=on_progress)
         made, digest = None, hashlib.sha256(text.encode()).hexdigest()
         if format != "tiles":
-            made = export.write_rows(folder, self._profile.vkey, query=parsed, format=format, sample=sample)
+            made = export.write_rows(folder, self._log.vkey, query=parsed, format=format, sample=sample)
             digest = hashlib.sha256(made.to_bytes()).hexdigest()
         members = {"format": format, "size": head.size, "digest": f"sha256:{digest}"}
         write_new(folder / export.RECEIPT, self._record_export(members).encode())
@@ -238,7 +238,7 @@ class LedgerClient:
             self._session,
             self._log,
             folder,
-            vkey=self._profile.vkey,
+            vkey=self._log.vkey,
             query=query,
             record=self._record_export,
             on_progress=on_progress,
@@ -281,7 +281,7 @@ class LedgerClient:
             fed = self._feed(auditor, start, start + PAGE, full=full)
             more, start = fed > 0, start + PAGE
         verdict = self._check_end(auditor.finish())
-        if verdict.ok and not problems and verdict.size >= note.open_head(newest, self._profile.vkey).size:
+        if verdict.ok and not problems and verdict.size >= self._log.open(newest).size:
             # Every head agrees with one and the same list of rows, so each extends the smaller ones.
             self._log.learn(newest)
         return _summary(verdict, problems)
@@ -291,7 +291,7 @@ class LedgerClient:
 
         Every row that was read and that the broker wrote was in its log before, so this head covers it.
         """
-        head = note.open_head(self._session.get_public("/ledger/checkpoint").text(), self._profile.vkey)
+        head = self._log.open(self._session.get_public("/ledger/checkpoint").text())
         if head.size < verdict.size:
             index = verdict.first_bad_index
             return replace(
@@ -313,13 +313,14 @@ class LedgerClient:
         answer = self._session.get("/v1/ledger/heads")
         kept = [str(item.get("note")) for item in answer.get("heads") or [] if isinstance(item, dict)]
         heads, problems = [], []
+        keys = self._log.named_keys()
         for text in (*known, *kept):
             if text.partition("\n")[0] != self._profile.origin:
                 continue  # of the time before the log went on under this name, or nothing of ours
             try:
-                heads.append(note.open_head(text, self._profile.vkey))
+                heads.append(note.open_head(text, keys))
             except IntegrityFailure as exc:
-                problems.append(f"a kept tree head is not signed by the pinned key: {exc.what}")
+                problems.append(f"a kept tree head is not signed by a key of the log: {exc.what}")
         return heads, problems
 
     def _feed(self, auditor: Auditor, start: int, stop: int, *, full: bool) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker.canonical import Json
+from broker.client.log_key import Shown, find_keys
 from broker.client.session import Session
 from broker.client.settings import Profile, check_store_host
 from broker.client.workload import ActionsToken
@@ -58,6 +59,14 @@ def _log(found: Json | Any) -> tuple[str, str]:
     return found["origin"], found["vkey"]
 
 
+def _is_kin(pinned: str, signing: str, shown: Shown) -> bool:
+    """Whether one of two keys of a log leads to the other: its key was changed, or is being changed.
+
+    Which one is believed is for :class:`~broker.client.trust.LogMemory`, that sees what they signed.
+    """
+    return shown.follow(pinned).key.vkey == signing or shown.follow(signing).key.vkey == pinned
+
+
 def complete_profile(profile: Profile) -> Profile:
     """A profile that names only server and log, with the rest as the server tells it.
 
@@ -71,9 +80,12 @@ def complete_profile(profile: Profile) -> Profile:
     session = Session(server=profile.server, key=PrivateKey.generate())
     try:
         found = fetch_metadata(session)
+        same = found.vkey == profile.vkey or (
+            found.origin == profile.origin and _is_kin(profile.vkey, found.vkey, find_keys(session))
+        )
     finally:
         session.close()
-    if found.vkey != profile.vkey:
+    if not same:
         raise IntegrityFailure(
             f"the server at {profile.server} keeps another log than the one that is pinned",
             why=f"it names {found.origin}, and BROKER_LOG_VKEY another key",

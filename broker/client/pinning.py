@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from broker.canonical import parse_b64url
 from broker.client import private_files
+from broker.client.log_key import add_former
 from broker.client.session import Session
 from broker.client.settings import CONFIG, TREE_HEAD, Profile, config_text
 from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, RollbackDetected
 from broker.ledger import merkle, note
 from broker.ledger.note import TreeHead
-
-FORMER: Final = "former-logs"
-"""The keys that the profile pinned before, one a line: with them older receipts still verify."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +101,7 @@ def _ask(session: Session, seen: TreeHead, head: TreeHead) -> Sequence[bytes]:
 
 def _write(before: Profile, after: Profile, head: str, seen: str | None) -> None:
     folder = before.folder
-    known = (private_files.find_file(folder / FORMER) or b"").decode("utf-8", "replace").splitlines()
-    lines = [line for line in known if line != before.vkey] + [before.vkey]
-    private_files.write_file(folder / FORMER, "".join(f"{line}\n" for line in lines).encode(), mode=0o644)
+    add_former(before)
     if seen is not None:
         key_id = note.parse_vkey(before.vkey).key_id.hex()
         private_files.write_file(folder / f"{TREE_HEAD}.{key_id}", seen.encode(), mode=0o644)

@@ -13,10 +13,10 @@ from broker import limits
 from broker.canonical import Json
 from broker.client import settings
 from broker.client.catalogue import Catalogue, as_ref
-from broker.client.cosigned import find_policy
+from broker.client.log_key import trusted_keys
+from broker.client.memory import open_memory
 from broker.client.metadata import complete_profile
 from broker.client.session import Session
-from broker.client.trust import LogMemory
 from broker.errors import ConfigurationError, InvalidRequest
 from broker.ledger import receipt as receipts
 from broker.ledger.note import Verifier
@@ -46,13 +46,7 @@ class Client:
     def __init__(self, profile: settings.Profile, *, session: Session | None = None) -> None:
         self.profile = profile
         self._session = session or Session.of(profile)
-        self._log = LogMemory(
-            profile.state,
-            vkey=profile.vkey,
-            find_proof=self._find_proof,
-            seed=profile.folder / settings.TREE_HEAD,
-            witnesses=find_policy(profile.folder, vkey=profile.vkey),
-        )
+        self._log = open_memory(self._session, profile)
 
     @classmethod
     def from_profile(
@@ -112,11 +106,6 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
-
-    def _find_proof(self, older: int, newer: int) -> Sequence[str]:
-        answer = self._session.get("/v1/ledger/proof/consistency", {"from": older, "to": newer})
-        found = answer.get("consistency")
-        return found if isinstance(found, list) else []
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -377,8 +366,8 @@ def verify_receipt(receipt: Receipt | str | Path, trust: settings.Profile | Veri
         IntegrityFailure: The form, the signature, the proof or the entry does not hold.
         ConfigurationError: ``trust`` is not a verifier key, or the file cannot be read.
     """
-    key = trust.vkey if isinstance(trust, settings.Profile) else trust
-    receipts.verify_receipt(_receipt_text(receipt), key)
+    keys = trusted_keys(trust) if isinstance(trust, settings.Profile) else trust
+    receipts.verify_receipt(_receipt_text(receipt), keys)
 
 
 def _receipt_text(receipt: Receipt | str | Path) -> str:

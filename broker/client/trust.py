@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import hmac
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.canonical import Json, parse_b64url
 from broker.client import private_files
+from broker.client.log_key import FindKeys, Keep, signed_beside, tell
 from broker.client.settings import TREE_HEAD
-from broker.errors import BrokerError, IntegrityFailure, RollbackDetected, Unavailable
+from broker.errors import (
+    BrokerError,
+    IntegrityFailure,
+    NotFound,
+    RollbackDetected,
+    Unavailable,
+    Unreachable,
+)
 from broker.ledger import merkle, note, receipt
 from broker.ledger.note import TreeHead
 from broker.ledger.receipt import VerifiedReceipt
@@ -41,6 +49,8 @@ class LogMemory:
         find_proof: Asks for consistency proofs.
         seed: A file with the tree head that counts as seen as long as none is kept; it may be read-only.
         witnesses: Which witnesses must vouch for what the log recorded; None for none.
+        find_keys: Asks which keys the log names: a key that the pinned one names is followed to.
+        keep_key: Pins such a key durably; without it this process alone remembers it.
     """
 
     def __init__(
@@ -51,12 +61,17 @@ class LogMemory:
         find_proof: FindProof,
         seed: Path | None = None,
         witnesses: Policy | None = None,
+        find_keys: FindKeys | None = None,
+        keep_key: Keep | None = None,
     ) -> None:
         self.witnesses = witnesses
         self._folder = folder
         self._seed = seed
         self._held: str | None = None
         self._vkey = vkey
+        self._own = [vkey]  # the pinned key, and those that led to it: what was seen is signed by any of them
+        self._find_keys, self._keep_key = find_keys, keep_key
+        self._looked = False
         self._find_proof = find_proof
         self._lock = threading.RLock()
 
@@ -68,23 +83,87 @@ class LogMemory:
         """
         if self._held is not None:
             return self._held
-        own = None if self._folder is None else self._folder / TREE_HEAD
-        return self._read(own) or self._read(self._seed, follow=True)
+        for path, text in self._kept():
+            self._check_kept(path, text)
+            return text
+        return None
 
-    def _read(self, path: Path | None, *, follow: bool = False) -> str | None:
-        data = None if path is None else private_files.find_file(path, follow=follow)
-        if data is None:
-            return None
-        text = data.decode("utf-8", "replace")
+    def _kept(self) -> Iterator[tuple[Path, str]]:
+        own = None if self._folder is None else self._folder / TREE_HEAD
+        for path, follow in ((own, False), (self._seed, True)):
+            data = None if path is None else private_files.find_file(path, follow=follow)
+            if path is not None and data is not None:
+                yield path, data.decode("utf-8", "replace")
+
+    def _check_kept(self, path: Path, text: str) -> None:
         try:
-            note.open_head(text, self._vkey)
+            try:
+                note.open_head(text, self._own)
+            except IntegrityFailure:
+                # Another process may have followed to the log's next key meanwhile.
+                if not self._follow():
+                    raise
+                note.open_head(text, self._own)
         except IntegrityFailure as exc:
             raise IntegrityFailure(
                 f"{path} is not a tree head of this profile's log",
                 why=exc.what,
                 next="keep the file, and ask an auditor to compare it with the log",
             ) from exc
-        return text
+
+    # -- the log's key ----------------------------------------------------------------------------------
+
+    @property
+    def vkey(self) -> str:
+        """The key that the log is held to now."""
+        return self._vkey
+
+    def named_keys(self) -> list[str]:
+        """The pinned key, and all that the log says it has or had: who signed what it shows of its past."""
+        return [self._vkey, *(self._find_keys().vkeys if self._find_keys is not None else ())]
+
+    def open(self, text: Any) -> TreeHead:
+        """A head that the server shows, under the pinned key or the one that this names as its successor.
+
+        Raises:
+            IntegrityFailure: It is signed by neither.
+            RollbackDetected: The log under the successor does not extend what was seen.
+        """
+        try:
+            head = note.open_head(text, self._vkey)
+        except IntegrityFailure:
+            if not self._follow():
+                raise
+            return note.open_head(text, self._vkey)
+        if not self._looked and signed_beside(text, self._vkey):
+            # Both keys sign for a while. Who follows now need not ask when the one that is pinned is gone.
+            self._looked = True
+            with suppress(Unavailable, Unreachable, NotFound):
+                self._follow()
+        return head
+
+    def _follow(self) -> bool:
+        """Go on to the key that the pinned one names; False when it names none."""
+        if self._find_keys is None:
+            return False
+        with self._lock:
+            shown, former = self._find_keys(), self._vkey
+            found = shown.follow(former)
+            if found.key.vkey == former:
+                return False
+            head = note.open_head(shown.head, found.key)
+            for seen in found.heads:
+                self._link(seen, head)
+            for _, text in self._kept():
+                self._link(note.open_head(text, [*self._own, found.key]), head)
+            if self._held is not None:
+                self._link(note.open_head(self._held, self._own), head)
+            self._vkey = found.key.vkey
+            self._own.append(self._vkey)
+            if self._keep_key is not None:
+                self._keep_key(self._vkey, shown.head)
+            tell(former, self._vkey)
+            return True
 
     def accept(self, text: Any, *, have: str | None = None, consistency: Any = ()) -> VerifiedReceipt:
         """The entry of a receipt, once its tree is known to extend everything seen before.
@@ -100,6 +179,7 @@ class LogMemory:
         """
         if not isinstance(text, str):
             raise IntegrityFailure("the answer carries no receipt")
+        self.open(receipt.parse_receipt(text).note)
         verified = receipt.verify_receipt(text, self._vkey)
         self.observe(receipt.parse_receipt(text).note, have=have, consistency=consistency)
         return verified
@@ -111,16 +191,16 @@ class LogMemory:
             IntegrityFailure: It is not signed by the pinned key.
             RollbackDetected: It is smaller than, or differs from, one that was seen.
         """
-        head = note.open_head(head_note, self._vkey)
+        head = self.open(head_note)
         linked = have
         if have is not None:
-            self._verify(note.open_head(have, self._vkey), head, consistency)
+            self._verify(note.open_head(have, self._own), head, consistency)
         with self._lock:
             for _ in range(_MOST_LOOKS):
                 remembered = self.have()
                 if remembered is not None and remembered != linked:
                     # Another thread or process moved it meanwhile: that head needs its own proof.
-                    self._link(note.open_head(remembered, self._vkey), head)
+                    self._link(note.open_head(remembered, self._own), head)
                     linked = remembered
                 if self._remember(head_note, head, linked):
                     return head
@@ -132,7 +212,7 @@ class LogMemory:
         Raises:
             IntegrityFailure: It is not signed by the pinned key.
         """
-        head = note.open_head(head_note, self._vkey)
+        head = self.open(head_note)
         with self._lock:
             self._remember(head_note, head, self.have())
 
@@ -158,7 +238,7 @@ class LogMemory:
             if remembered != linked and remembered is not None:
                 return False
             # Never backwards: an older head that is consistent changes nothing.
-            if remembered is None or note.open_head(remembered, self._vkey).size < head.size:
+            if remembered is None or note.open_head(remembered, self._own).size < head.size:
                 self._keep(head_note)
             return True
 

@@ -168,6 +168,8 @@ class KeySettings(BaseModel):
     """Key-encryption keys, instead of the folder's: the first wraps, the others still unwrap."""
     log: AbsolutePath | None = None
     """The log's signing key, instead of the folder's."""
+    log_also: Paths = ()
+    """Log keys that sign every tree head too: the next one, or the one before (`log-keys.md`)."""
     token: Paths = ()
     """Token signing keys, instead of the folder's: the first signs, the others still verify."""
     row_mac: AbsolutePath | None = None

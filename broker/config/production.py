@@ -109,13 +109,13 @@ def _refuse_if(condition: bool, code: str, why: str, next: str) -> Refusal | Non
 
 
 def _refuse_log_key_place(settings: Settings, facts: Facts) -> Refusal | None:
-    path = settings.keys.file("log").resolve()
+    paths = [path.resolve() for path in (settings.keys.file("log"), *settings.keys.log_also)]
     places = [facts.home.resolve()]
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite"):
         places.append(Path(urlsplit(url).path.removeprefix("/")).resolve().parent)
     return _refuse_if(
-        any(path.is_relative_to(place) for place in places),
+        any(path.is_relative_to(place) for path in paths for place in places),
         "log-key-place",
         "the log's signing key is in the home folder, or beside the database",
         "keep it where neither a backup of the database nor of the home folder takes it along",

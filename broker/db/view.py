@@ -110,6 +110,12 @@ class SqlReader:
             )
         return list(found)
 
+    def head(self, size: int) -> str | None:
+        """The tree head of that size that was kept; None when none was. Nothing of it is verified."""
+        wanted = select(ledger_heads.c.note).where(ledger_heads.c.size == size)
+        note: str | None = self._connection.execute(wanted).scalar()
+        return note
+
     def heads(self) -> list[tuple[int, str]]:
         """Signed tree heads kept so far as (size, note), ascending."""
         rows = self._connection.execute(select(ledger_heads).order_by(ledger_heads.c.size))

@@ -275,6 +275,7 @@ class KeyPaths:
     token: tuple[Path, ...]
     row_mac: Path
     nonce: Path
+    log_also: tuple[Path, ...] = ()
 
     @classmethod
     def in_folder(cls, folder: Path) -> KeyPaths:
@@ -292,6 +293,7 @@ class KeyPaths:
         return [
             *((KEK, path) for path in self.kek),
             (LOG, self.log),
+            *((LOG, path) for path in self.log_also),
             *((TOKEN, path) for path in self.token),
             (ROW_MAC, self.row_mac),
             (NONCE, self.nonce),
@@ -305,6 +307,7 @@ class KeyRing:
     Attributes:
         custody: Wraps and unwraps version keys.
         log: Signs tree heads.
+        log_also: Sign them too: the key that comes next, or the one before.
         tokens: Sign and verify access tokens; the first one signs. A key's ``kid`` is its ``jkt``.
         row_mac: 32 bytes: the MACs over the tail and over rows that decide access (I19).
         nonce: 32 bytes: the MACs of DPoP nonces; the replicas share it.
@@ -313,6 +316,7 @@ class KeyRing:
 
     custody: KeyCustody
     log: LogKey
+    log_also: tuple[LogKey, ...] = ()
     tokens: tuple[jose.PrivateKey, ...]
     row_mac: bytes = field(repr=False)
     nonce: bytes = field(repr=False)
@@ -341,6 +345,7 @@ def load_key_ring(paths: KeyPaths, *, entropy: Entropy, custody: KeyCustody | No
     return KeyRing(
         custody=custody or LocalCustody([key.secret for key in by_use[KEK]], entropy=entropy),
         log=LogKey(by_use[LOG][0].secret),
+        log_also=tuple(LogKey(key.secret) for key in by_use[LOG][1:]),
         tokens=tuple(key.signing_key() for key in by_use[TOKEN]),
         row_mac=by_use[ROW_MAC][0].secret,
         nonce=by_use[NONCE][0].secret,

@@ -12,7 +12,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -203,6 +203,20 @@ def sign_note(text: str, verifier: Verifier, sign: Sign) -> str:
     if open_note(note, [verifier]) != text:
         raise IntegrityFailure("a text does not survive being signed as a note")
     return note
+
+
+def join_notes(notes: Sequence[str]) -> str:
+    """One note with the signatures of several over the same text, in their order.
+
+    Raises:
+        IntegrityFailure: There is none, or they differ in their text.
+
+    Source: C2SP signed-note, "Format".
+    """
+    texts = {note.rpartition("\n\n")[0] for note in notes}
+    if len(texts) != 1:
+        raise IntegrityFailure("signed notes over different texts cannot be joined")
+    return f"{texts.pop()}\n\n" + "".join(note.rpartition("\n\n")[2] for note in notes)
 
 
 def open_note(note: str, vkeys: Iterable[str | Verifier]) -> str:

@@ -167,7 +167,7 @@ def cosigned_json(house: House, found: CosignedHead | None, recorded: Recorded) 
     """
     if found is None:
         return None
-    head = note.open_head(recorded.head, house.verifier())
+    head = note.open_head(recorded.head, house.verifiers())
     with house.ledger.view() as view:
         proof = merkle.consistency_proof(found.head.size, head.size, view.hashes)
     merkle.verify_consistency(found.head.size, head.size, proof, found.head.root, head.root)

@@ -9,6 +9,7 @@ from typing import Final
 from broker.errors import LedgerUnavailable, RollbackDetected
 from broker.ledger import merkle, note
 from broker.services.house import House
+from broker.services.log_names import own_verifiers
 from broker.services.record import sign_head
 
 LOOK_MS: Final = 10_000
@@ -117,8 +118,8 @@ def check_extends(house: House) -> note.TreeHead | None:
     newest = house.heads.newest() if house.heads is not None else None
     if newest is None:
         return None
-    head = note.open_head(newest[1], house.verifier())
     with house.ledger.view() as view:
+        head = note.open_head(newest[1], own_verifiers(house, view))
         tail = view.tail()
         if head.size == tail.size:
             same = head.root == tail.root

@@ -37,6 +37,13 @@ class LogIdentity:
     vkey: str
     sign: Callable[[bytes], bytes] = field(repr=False)
     """Ed25519 signature (64 bytes) over the bytes of a note's text."""
+    also: tuple[LogIdentity, ...] = ()
+    """The same log under its other keys, which sign every head too: the next one, or the one before."""
+
+    @property
+    def every(self) -> tuple[LogIdentity, ...]:
+        """Itself and the others."""
+        return (self, *self.also)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,6 @@ class House:
         """``prefix`` + 16 random bytes, as every id of ours is made."""
         return prefix + b64url(self.entropy.random_bytes(16))
 
-    def verifier(self) -> note.Verifier:
-        """The log's own verifier, for heads that clients send back."""
-        return note.parse_vkey(self.log.vkey)
+    def verifiers(self) -> tuple[note.Verifier, ...]:
+        """The keys that sign heads now, for those that come back."""
+        return tuple(note.parse_vkey(each.vkey) for each in self.log.every)

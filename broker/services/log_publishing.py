@@ -17,6 +17,7 @@ from broker.ledger.tiles import ENTRIES, Tile
 from broker.ports import LogSite, View
 from broker.services.cosigned import head_note, with_cosignatures
 from broker.services.house import House
+from broker.services.log_names import own_verifiers
 from broker.services.tiles import bundle
 
 _TRIES: Final = 8
@@ -77,7 +78,7 @@ class LogPublisher:
 
     def _check_extends(self, view: View, published: str) -> int:
         """Size of the checkpoint that is there, which the log extends."""
-        head = note.open_head(published, self._house.verifier())
+        head = note.open_head(published, own_verifiers(self._house, view))
         tail = view.tail()
         if head.size > tail.size or merkle.frontier_at(head.size, view.hashes).root() != head.root:
             raise self._shut(

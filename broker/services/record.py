@@ -19,6 +19,7 @@ from broker.ledger import merkle, note, receipt
 from broker.model import Tail
 from broker.ports import StaleDecision, View
 from broker.services.house import House
+from broker.services.log_names import own_verifiers
 
 R = TypeVar("R")
 
@@ -90,19 +91,22 @@ def check_have(house: House, view: View, have: str | None) -> None:
     """
     if have is None:
         return
-    head = _open_have(house, have)
+    head, signs_now = _open_have(house, view, have)
     if head.size > view.tail().size:
         found = RollbackDetected(
             "the ledger is smaller than a tree head that the caller holds",
             why=f"the caller saw {head.size} entries, the database has {view.tail().size}",
             next="stop the broker and restore the newest database; see docs/operations/rollback.md",
         )
-        # I10: one client that saw more is enough. We signed what it holds, so nobody else could say so.
-        house.guard.shut(found)
+        # I10: one client that saw more is enough. We signed what it holds, so nobody else could say so. Of a
+        # key that the log gave up, somebody else may: then only this caller is refused.
+        if signs_now:
+            house.guard.shut(found)
         raise found
 
 
-def _open_have(house: House, have: str) -> note.TreeHead:
+def _open_have(house: House, view: View, have: str) -> tuple[note.TreeHead, bool]:
+    """The head, and whether a key that signs now vouches for it, not only one that did before."""
     if have.partition("\n")[0] != house.log.origin:
         raise RollbackDetected(
             "the tree head that the request brings is of another log than this broker's",
@@ -110,7 +114,11 @@ def _open_have(house: House, have: str) -> note.TreeHead:
             next="compare the new log key with the operator's, then: broker ledger pin KEY",
         )
     try:
-        return note.open_head(have, house.verifier())
+        return note.open_head(have, house.verifiers()), True
+    except IntegrityFailure:
+        pass
+    try:
+        return note.open_head(have, own_verifiers(house, view)), False
     except IntegrityFailure as exc:
         raise InvalidRequest(
             "the tree head that the request brings was not signed by this log", why=exc.what
@@ -179,14 +187,15 @@ def _prove(house: House, appended: Appended, head: str, *, have: str | None, dat
 def sign_head(house: House, tail: Tail) -> str:
     """The signed note of a tail that is durable. Any replica signs the same bytes."""
     head = note.TreeHead(origin=house.log.origin, size=tail.size, root=tail.root)
-    return note.sign_head(head, house.verifier(), house.log.sign)
+    keys = zip(house.verifiers(), house.log.every, strict=True)
+    return note.join_notes([note.sign_head(head, key, each.sign) for key, each in keys])
 
 
 def consistency_from(house: House, view: View, have: str | None, tail: Tail) -> tuple[str, ...]:
     """Base64url hashes that prove that ``tail`` extends the head ``have``; empty when there is none."""
     if have is None:
         return ()
-    head = _open_have(house, have)
+    head, _ = _open_have(house, view, have)
     if head.size > tail.size:
         raise RollbackDetected("the ledger is smaller than a tree head that the caller holds")
     proof = merkle.consistency_proof(head.size, tail.size, view.hashes)

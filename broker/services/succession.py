@@ -8,48 +8,15 @@ outside that the database does not have any more (I10).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
-
-from broker import limits
 from broker.canonical import Json
 from broker.drafts import Draft
-from broker.errors import ConfigurationError, IntegrityFailure, LedgerUnavailable
-from broker.ledger import entry as entries
+from broker.errors import ConfigurationError, LedgerUnavailable
 from broker.ledger import merkle, note
 from broker.ledger.note import TreeHead
-from broker.model import Query
 from broker.ports import TreeHeadStore, View
 from broker.services.house import House
+from broker.services.log_names import ORIGIN, current_name, named_keys
 from broker.services.record import append, new_entry
-
-TYPE: Final = "origin"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """What the log says that it is called: by its genesis, or by the newest entry of type ``origin``."""
-
-    origin: str
-    vkey: str
-
-
-def current_name(view: View) -> Named:
-    """The name under which the log goes on.
-
-    Raises:
-        IntegrityFailure: An entry that should say so does not.
-    """
-    index = 0
-    after: int | None = -1
-    while after is not None:
-        page = view.search(Query(type=TYPE), after=after, limit=limits.MAX_PAGE)
-        index = page[-1][0] if page else index
-        after = page[-1][0] if len(page) == limits.MAX_PAGE else None
-    found = entries.parse_entry(view.entry(index))
-    if found["type"] not in (TYPE, "genesis"):
-        raise IntegrityFailure("the search index names an entry that does not name the log")
-    return Named(origin=found["origin"], vkey=found["vkey"])
 
 
 def check_name(house: House) -> None:
@@ -68,10 +35,10 @@ def check_name(house: House) -> None:
         )
 
 
-def _find_known(named: Named, heads: TreeHeadStore | None) -> TreeHead | None:
+def _find_known(view: View, heads: TreeHeadStore | None) -> TreeHead | None:
     """The newest head under that name that the outside store knows; None when it knows none."""
     newest = heads.newest() if heads is not None else None
-    return None if newest is None else note.open_head(newest[1], named.vkey)
+    return None if newest is None else note.open_head(newest[1], [key.vkey for key in named_keys(view)])
 
 
 def succeed(house: House, former_heads: TreeHeadStore | None, *, reason: str, force: bool) -> Json:
@@ -94,7 +61,7 @@ def succeed(house: House, former_heads: TreeHeadStore | None, *, reason: str, fo
                 f"the log is called {named.origin} already",
                 next="set log_origin to a new name, and tree_heads or heads_store stay as they are",
             )
-        known = _find_known(named, former_heads)
+        known = _find_known(view, former_heads)
         if not force and (known is None or _extends(view, known)):
             raise ConfigurationError(
                 "the log contradicts nothing that is known outside: it needs no new origin",
@@ -111,7 +78,7 @@ def succeed(house: House, former_heads: TreeHeadStore | None, *, reason: str, fo
         }
         if known is not None:
             members["known"] = {"size": known.size, "root": _root(known.root)}
-    draft = Draft(entries=(new_entry(house, time=now, type=TYPE, **members),), bumps_epoch=True)
+    draft = Draft(entries=(new_entry(house, time=now, type=ORIGIN, **members),), bumps_epoch=True)
     appended, _ = append(house, draft)
     if appended.index != tail.size:
         # Somebody still serves this database under the old name: there would be two.

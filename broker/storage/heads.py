@@ -29,6 +29,18 @@ def _part_of(origin: str) -> str:
     return sha256_digest(origin.encode()).removeprefix("sha256:")
 
 
+def _same_head(known: bytes, data: bytes) -> bool:
+    """Whether two notes say the same; while the log's key is changed replicas sign it with different keys."""
+    return known.partition(b"\n\n")[0] == data.partition(b"\n\n")[0]
+
+
+def _forked() -> RollbackDetected:
+    return RollbackDetected(
+        "another tree head of the same size was published before",
+        why="the log was forked, or restored from an older copy",
+    )
+
+
 class FolderHeads:
     """Implements ``ports.TreeHeadStore`` in a folder that the database's administrator cannot write.
 
@@ -78,11 +90,8 @@ class FolderHeads:
             raise LedgerUnavailable("the outside store of tree heads cannot be written") from exc
 
     def _check_same(self, path: Path, data: bytes) -> None:
-        if path.read_bytes() != data:
-            raise RollbackDetected(
-                "another tree head of the same size was published before",
-                why="the log was forked, or restored from an older copy",
-            )
+        if not _same_head(path.read_bytes(), data):
+            raise _forked()
 
     def newest(self) -> tuple[int, str] | None:
         """The largest head kept.
@@ -125,15 +134,19 @@ class S3Heads:
             RollbackDetected: Another head of that size is there: the log was forked.
             LedgerUnavailable: The bucket cannot be written.
         """
+        name = f"{self._prefix}{_LARGEST - size:016d}.head"
         try:
-            self._store.put(f"{self._prefix}{_LARGEST - size:016d}.head", note.encode())
-        except Conflict as exc:
-            raise RollbackDetected(
-                "another tree head of the same size was published before",
-                why="the log was forked, or restored from an older copy",
-            ) from exc
+            self._put(name, note.encode())
         except StoreUnavailable as exc:
             raise LedgerUnavailable("the outside store of tree heads cannot be written", why=exc.why) from exc
+
+    def _put(self, name: str, data: bytes) -> None:
+        try:
+            self._store.put(name, data)
+        except Conflict as exc:
+            known = self._store.read(name, most=_MAX_NOTE)
+            if known is None or not _same_head(known[0], data):
+                raise _forked() from exc
 
     def newest(self) -> tuple[int, str] | None:
         """The largest head kept, from one page of a listing.

@@ -14,6 +14,7 @@ from broker.identity import scope
 from broker.services import auditing, cosigned
 from broker.services.exchange import GRANT_TYPE as TOKEN_EXCHANGE
 from broker.services.house import House
+from broker.services.log_keys import show_keys
 from broker.services.tokens import JWT_BEARER
 from broker.web import metrics
 from broker.web.calls import PublicCall
@@ -94,6 +95,11 @@ def _public_jwk(kid: str, jwk: Mapping[str, Any]) -> Json:
     public = jose.parse_public_jwk(jwk)
     alg = jose.EDDSA if public["kty"] == "OKP" else jose.ES256
     return {**public, "kid": kid, "use": "sig", "alg": alg}
+
+
+def log_keys(call: PublicCall) -> Json:
+    """The keys that sign the log, each with what the one before said of it."""
+    return show_keys(call.house)
 
 
 def checkpoint(call: PublicCall) -> Response:

@@ -66,6 +66,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _route("GET /oauth/jwks", _PUBLIC, public.jwks),
     _route("GET /ledger/checkpoint", _PUBLIC, public.checkpoint),
     _route("GET /ledger/cosigned", _PUBLIC, public.cosigned_head),
+    _route("GET /ledger/keys", _PUBLIC, public.log_keys),
     _route("GET /ledger/tile/<level>/<path:place>", _PUBLIC, tiles.hash_tile),
     # -- tokens
     _route("POST /oauth/token", _TOKEN, oauth.issue_token, form=True),

@@ -15,14 +15,22 @@ from broker.db.engine import open_engine, role_may_change_ledger
 from broker.db.ledger_store import LedgerStore
 from broker.discovery import IssuerKeys
 from broker.errors import BrokerError, ConfigurationError
-from broker.keys.local import KeyPaths, KeyRing, create_missing_keys, load_key_ring
+from broker.keys.local import (
+    LOG,
+    KeyPaths,
+    KeyRing,
+    LogKey,
+    create_key_file,
+    create_missing_keys,
+    load_key_ring,
+)
 from broker.keys.vault import VaultCustody
 from broker.ledger import merkle, note
 from broker.model import Principal
 from broker.policy import sandbox as policy_check
 from broker.policy.bundle import Bundle, build_bundle, bundle_bytes
 from broker.runtime import SystemClock, SystemEntropy
-from broker.services import erasing, folding, founding, succession
+from broker.services import erasing, folding, founding, log_keys, log_names, succession
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity, TokenKeys
 from broker.wiring.outside import open_heads, open_log_site, open_store, open_vault, open_witnessed
@@ -98,6 +106,7 @@ def key_paths(settings: Settings) -> KeyPaths:
         token=keys.token,
         row_mac=keys.file("row_mac"),
         nonce=keys.file("nonce"),
+        log_also=keys.log_also,
     )
 
 
@@ -156,11 +165,35 @@ def begin_new_origin(settings: Settings, *, reason: str, force: bool) -> Json:
         if not founding.is_founded(wired.house):
             raise ConfigurationError("the database has no ledger yet")
         with wired.house.ledger.view() as view:
-            former = succession.current_name(view).origin
+            former = log_names.current_name(view).origin
         heads = open_heads(settings, former)
         return succession.succeed(wired.house, heads, reason=reason, force=force)
     finally:
         wired.close()
+
+
+def rotate_log_key(settings: Settings) -> Json:
+    """The log goes on under the key in ``keys.log_also``: see :func:`broker.services.log_keys.rotate`."""
+    wired = _open(settings)
+    try:
+        return log_keys.rotate(wired.house)
+    finally:
+        wired.close()
+
+
+def create_log_key(path: Path, *, origin: str) -> str:
+    """Make one more key file for the log; returns the key as clients pin it.
+
+    Args:
+        path: The file; its folder is there.
+        origin: The log's name.
+
+    Raises:
+        ConfigurationError: The file is there, or cannot be written; or this is no name of a log.
+    """
+    note.check_origin(origin)
+    made = create_key_file(path, LOG, dev=False, entropy=SystemEntropy(), now=SystemClock().now())
+    return note.vkey(origin, LogKey(made.secret).public)
 
 
 def sweep_evidence(settings: Settings) -> tuple[int, int]:
@@ -180,6 +213,7 @@ def _open(settings: Settings) -> Wired:
                 "the database has no ledger yet", next="broker admin migrate --first-admin ID"
             )
         succession.check_name(wired.house)
+        log_keys.check_keys(wired.house)
         _check_mode(settings, wired)
         if isinstance(wired.keys.custody, VaultCustody):
             wired.keys.custody.check()
@@ -206,10 +240,9 @@ def _join(settings: Settings) -> Wired:
         entropy=entropy,
         custody=keys.custody,
         issuer_keys=IssuerKeys(),
-        log=LogIdentity(
-            origin=settings.log_origin,
-            vkey=note.vkey(settings.log_origin, keys.log.public),
-            sign=keys.log.sign,
+        log=replace(
+            _log_identity(settings, keys.log),
+            also=tuple(_log_identity(settings, key) for key in keys.log_also),
         ),
         token_keys=_token_keys(keys.tokens),
         nonce_key=keys.nonce,
@@ -236,6 +269,11 @@ def _join(settings: Settings) -> Wired:
             vault.close()
 
     return Wired(house=house, ledger=ledger, keys=keys, close=close)
+
+
+def _log_identity(settings: Settings, key: LogKey) -> LogIdentity:
+    origin = settings.log_origin
+    return LogIdentity(origin=origin, vkey=note.vkey(origin, key.public), sign=key.sign)
 
 
 def _token_keys(keys: tuple[jose.PrivateKey, ...]) -> TokenKeys:

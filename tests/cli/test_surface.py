@@ -24,7 +24,8 @@ policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can p
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable
 admin:issuer:add admin:issuer:ls admin:issuer:show admin:issuer:rm admin:issuer:test
-admin:collection:ls admin:collection:set admin:keys:create admin:revoke admin:doctor admin:migrate
+admin:collection:ls admin:collection:set admin:keys:create admin:keys:create-log admin:keys:rotate-log
+admin:revoke admin:doctor admin:migrate
 admin:new-origin admin:evidence:erase admin:evidence:sweep
 """
 

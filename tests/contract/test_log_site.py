@@ -226,7 +226,7 @@ def test_a_checkpoint_that_the_log_does_not_extend_is_a_rollback(
 ) -> None:
     size = grow(3)
     ahead = note.TreeHead(origin=world.house.log.origin, size=size + 9, root=bytes(32))
-    site.move(note.sign_head(ahead, world.house.verifier(), world.house.log.sign), None)
+    site.move(note.sign_head(ahead, world.house.verifiers()[0], world.house.log.sign), None)
     with pytest.raises(RollbackDetected):
         LogPublisher(world.house, site, entries=False).publish()
     assert world.house.guard.is_shut

@@ -26,6 +26,7 @@ PUBLIC = {
     "/oauth/jwks",
     "/ledger/checkpoint",
     "/ledger/cosigned",
+    "/ledger/keys",
     "/ledger/tile/<level>/<path:place>",
 }
 """The list of what anybody may ask, written a second time on purpose: adding to it takes two edits."""

@@ -132,7 +132,7 @@ def test_I10_a_name_may_change_again(world: World, lost: int, heads: Path) -> No
 
 def test_I10_a_client_with_the_old_name_is_told(world: World, lost: int, heads: Path) -> None:
     seen = note.TreeHead(origin=world.house.log.origin, size=1, root=bytes(32))
-    text = note.sign_head(seen, world.house.verifier(), world.house.log.sign)
+    text = note.sign_head(seen, world.house.verifiers()[0], world.house.log.sign)
     world.house = renamed(world, heads)
     with pytest.raises(RollbackDetected) as refused:
         world.ask(world.admin, "acme/llama@v1", have=text)

@@ -84,7 +84,7 @@ def other_log(stack: Stack, answer: Json) -> Json:
     """A head of the same log that is not this one, cosigned by nobody but signed with the log's key."""
     house, (size, root) = stack.world.house, (1, bytes(32))
     head = note.TreeHead(origin=house.log.origin, size=size, root=root)
-    return {"note": note.sign_head(head, house.verifier(), house.log.sign), "consistency": []}
+    return {"note": note.sign_head(head, house.verifiers()[0], house.log.sign), "consistency": []}
 
 
 def split_view(stack: Stack, witnessed: Witnessed, answer: Json) -> Json:
@@ -92,7 +92,7 @@ def split_view(stack: Stack, witnessed: Witnessed, answer: Json) -> Json:
     house = stack.world.house
     size = receipt.verify_receipt(answer["receipt"], house.log.vkey).head.size - 1
     head = note.TreeHead(origin=house.log.origin, size=size, root=b"\7" * 32)
-    text = note.sign_head(head, house.verifier(), house.log.sign)
+    text = note.sign_head(head, house.verifiers()[0], house.log.sign)
     lines = "".join(f"{w.sign(note.head_text(head))}\n" for w in witnessed.witnesses)
     return {**answer["cosigned"], "note": text + lines}
 
@@ -105,7 +105,7 @@ def before_the_grant(stack: Stack, witnessed: Witnessed, answer: Json) -> Json:
         root = merkle.frontier_at(2, view.hashes).root()
         proof = merkle.consistency_proof(2, newest.size, view.hashes)
     head = note.TreeHead(origin=house.log.origin, size=2, root=root)
-    text = note.sign_head(head, house.verifier(), house.log.sign)
+    text = note.sign_head(head, house.verifiers()[0], house.log.sign)
     lines = "".join(f"{w.sign(note.head_text(head))}\n" for w in witnessed.witnesses)
     return {"note": text + lines, "consistency": [b64url(node) for node in proof]}
 

@@ -1,0 +1,285 @@
+"""I10: the log's key changes on record; whoever pinned the one before is led to the next, by it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker.canonical import b64url
+from broker.client.log_key import Shown
+from broker.client.trust import LogMemory
+from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, NotFound, RollbackDetected
+from broker.ledger import lineage, merkle, note, receipt
+from broker.services import log_keys
+from broker.services.heads import HeadKeeper, check_extends
+from broker.services.house import House, LogIdentity
+from broker.services.record import sign_head
+from broker.storage.heads import FolderHeads
+from tests.world import World
+
+
+def new_key(house: House) -> LogIdentity:
+    key = Ed25519PrivateKey.generate()
+    return LogIdentity(
+        origin=house.log.origin, vkey=note.vkey(house.log.origin, key.public_key()), sign=key.sign
+    )
+
+
+@pytest.fixture
+def heads(world: World, tmp_path: Path) -> FolderHeads:
+    return FolderHeads(tmp_path / "heads", origin=world.house.log.origin)
+
+
+@pytest.fixture
+def both(world: World, heads: FolderHeads) -> House:
+    """The house with its key, and a new one beside it."""
+    return keeping(
+        world, replace(world.house, log=replace(world.house.log, also=(new_key(world.house),))), heads
+    )
+
+
+def keeping(world: World, house: House, heads: FolderHeads) -> House:
+    house = replace(house, heads=heads)
+    keeper = HeadKeeper(house, expect=world.ledger.expect, max_lag=0)
+    world.house = replace(house, keep_head=keeper.keep)
+    return world.house
+
+
+def turned(house: House, *, alone: bool = False) -> House:
+    """With the two keys in each other's place; ``alone`` without the one before."""
+    new, former = house.log.also[0], replace(house.log, also=())
+    return replace(house, log=replace(new, also=() if alone else (former,)))
+
+
+def head_of(house: House) -> str:
+    with house.ledger.view() as view:
+        return sign_head(house, view.tail())
+
+
+def shown(house: House) -> Shown:
+    found = log_keys.show_keys(house)
+    return Shown(
+        vkeys=tuple(key["vkey"] for key in found["keys"]),
+        statements=tuple(key["statement"] for key in found["keys"] if "statement" in key),
+        head=found["head"],
+    )
+
+
+def proofs(house: House) -> Callable[[int, int], Sequence[str]]:
+    def find(older: int, newer: int) -> Sequence[str]:
+        with house.ledger.view() as view:
+            return [b64url(node) for node in merkle.consistency_proof(older, newer, view.hashes)]
+
+    return find
+
+
+def memory(house: House, folder: Path | None, vkey: str, **more: object) -> LogMemory:
+    settings = {"find_proof": proofs(house), "find_keys": lambda: shown(house), **more}
+    return LogMemory(folder, vkey=vkey, **settings)  # type: ignore[arg-type]
+
+
+def test_I10_two_keys_sign_the_same_head(world: World, both: House) -> None:
+    former, new = (each.vkey for each in both.log.every)
+    text = head_of(both)
+    assert note.open_head(text, former) == note.open_head(text, new)
+    assert text.count("\n— ") == 2
+
+
+def test_I10_the_change_is_an_entry_that_the_key_before_signed(world: World, both: House) -> None:
+    size = world.size()
+    made = log_keys.rotate(both)
+    entry = world.entry(size)
+    former, new = both.verifiers()
+    assert made == {"index": size, "vkey": new.vkey, "previous": former.vkey}
+    assert (entry["type"], entry["use"], entry["vkey"]) == ("key-rotation", "log", new.vkey)
+    assert (entry["kid"], entry["previous_kid"]) == (new.key_id.hex(), former.key_id.hex())
+    text = shown(both).statements[0]
+    assert receipt.verify_receipt(text, former).index == size
+    assert lineage.follow(former.vkey, [text]).key == new
+    # Again changes nothing, also when the process died before the head was kept.
+    assert log_keys.rotate(both) == made
+    assert world.size() == size + 1
+
+
+def test_I10_settings_must_have_the_key_that_the_log_names(world: World, both: House) -> None:
+    before = replace(both, log=replace(both.log, also=()))
+    for house in (before, both):
+        log_keys.check_keys(house)
+    for house in (turned(both), turned(both, alone=True)):
+        with pytest.raises(ConfigurationError, match="does not name"):
+            log_keys.check_keys(house)
+    log_keys.rotate(both)
+    for house in (both, turned(both), turned(both, alone=True)):
+        log_keys.check_keys(house)
+    with pytest.raises(ConfigurationError, match="goes on under a key"):
+        log_keys.check_keys(before)
+
+
+def test_I10_a_change_needs_exactly_the_key_before_and_one_after(world: World, both: House) -> None:
+    size = world.size()
+    third = new_key(both)
+    for log in (
+        replace(both.log, also=()),
+        replace(both.log, also=(*both.log.also, third)),
+        turned(both).log,
+        replace(third, also=both.log.also),
+    ):
+        with pytest.raises(ConfigurationError):
+            log_keys.rotate(replace(both, log=log))
+    assert world.size() == size
+    log_keys.rotate(both)
+    with pytest.raises(ConfigurationError, match="had before"):
+        log_keys.rotate(turned(both))
+    assert world.size() == size + 1
+
+
+def test_I10_it_changes_again_and_again(world: World, both: House, tmp_path: Path) -> None:
+    first = both.log.vkey
+    house = both
+    for id in ("ana", "ben", "cem"):
+        log_keys.rotate(house)
+        world.add(id)
+        house = turned(house, alone=True)
+        house = replace(house, log=replace(house.log, also=(new_key(house),)))
+    assert len(shown(house).vkeys) == 4
+    kept: list[str] = []
+    log = memory(house, None, first, keep_key=lambda vkey, head: kept.append(vkey))
+    assert log.open(head_of(house)).size == world.size()
+    assert log.vkey == kept[-1] == house.log.vkey
+    # From the middle too; what leads to a key says nothing of those before it.
+    assert lineage.follow(shown(house).vkeys[2], shown(house).statements).key.vkey == house.log.vkey
+    with pytest.raises(IntegrityFailure):
+        memory(house, None, house.log.vkey).open(sign_alone(both, world.size()))
+
+
+def sign_alone(house: House, size: int) -> str:
+    head = note.TreeHead(origin=house.log.origin, size=size, root=bytes(32))
+    return note.sign_head(head, note.parse_vkey(house.log.vkey), house.log.sign)
+
+
+def test_I10_a_client_follows_while_both_sign_and_after(world: World, both: House, tmp_path: Path) -> None:
+    former, new = (each.vkey for each in both.log.every)
+    awake, asleep = memory(both, tmp_path / "a", former), memory(both, tmp_path / "b", former)
+    for log in (awake, asleep):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        log.observe(head_of(replace(both, log=replace(both.log, also=()))))
+    awake.open(head_of(both))
+    assert awake.vkey == former  # the log does not name it yet
+    log_keys.rotate(both)
+    awake = memory(both, tmp_path / "a", former)
+    awake.observe(head_of(both))
+    assert awake.vkey == new
+    with pytest.raises(IntegrityFailure):
+        awake.observe(head_of(replace(both, log=replace(both.log, also=()))))
+    later = turned(both, alone=True)
+    world.add("ana")
+    asleep = memory(later, tmp_path / "b", former)
+    have = asleep.have()
+    assert have is not None
+    size = note.open_head(have, former).size
+    head = asleep.observe(head_of(later), have=have, consistency=proofs(later)(size, world.size()))
+    assert (asleep.vkey, head.size) == (new, world.size())
+    # What another process left behind under the new key is the profile's own.
+    assert memory(later, tmp_path / "b", former).have() == head_of(later)
+
+
+@pytest.mark.parametrize("change", ["cut", "other-log", "own-key", "flipped", "no-statement"])
+def test_I10_nobody_else_leads_to_another_key(world: World, both: House, tmp_path: Path, change: str) -> None:
+    former = both.log.vkey
+    log_keys.rotate(both)
+    later = turned(both, alone=True)
+    thief = new_key(both)
+    true = shown(later)
+    if change == "cut":  # the statement, and a head that the new key signed over another tree
+        false = replace(true, head=sign_alone(later, world.size()))
+    elif change == "other-log":
+        false = replace(true, statements=(true.statements[0].replace(both.log.origin, "other.example/log"),))
+    elif change == "own-key":  # a key of the thief's, and a statement that it signed itself
+        parsed = receipt.parse_receipt(true.statements[0])
+        head = note.open_head(parsed.note, former)
+        text = note.sign_head(head, note.parse_vkey(thief.vkey), thief.sign)
+        false = replace(true, statements=(true.statements[0].replace(parsed.note, text),))
+    elif change == "flipped":
+        lines = true.statements[0].split("\n")
+        lines[1] = lines[1][:60] + ("A" if lines[1][60] != "A" else "B") + lines[1][61:]
+        false = replace(true, statements=("\n".join(lines),))
+    else:
+        false = replace(true, statements=())
+    log = memory(later, None, former, find_keys=lambda: false)
+    with pytest.raises((IntegrityFailure, RollbackDetected)):
+        log.observe(head_of(later))
+    assert log.vkey == former
+
+
+def test_I10_a_given_up_key_cannot_stop_the_broker(world: World, both: House) -> None:
+    """A head beyond the log shuts it when its key signs now; of a key before it may be forged."""
+    log_keys.rotate(both)
+    later = turned(both, alone=True)
+    world.house = later
+    old, now = sign_alone(both, 10**6), sign_alone(later, 10**6)
+    seen = sign_at(both, world.size())
+    with pytest.raises(NotFound):
+        world.ask(world.admin, "acme/llama@v1", have=seen)
+    with pytest.raises(RollbackDetected):
+        world.ask(world.admin, "acme/llama@v1", have=old)
+    assert not later.guard.is_shut
+    with pytest.raises(RollbackDetected):
+        world.ask(world.admin, "acme/llama@v1", have=now)
+    assert later.guard.is_shut
+
+
+def sign_at(house: House, size: int) -> str:
+    with house.ledger.view() as view:
+        head = note.TreeHead(
+            origin=house.log.origin, size=size, root=merkle.frontier_at(size, view.hashes).root()
+        )
+    return note.sign_head(head, note.parse_vkey(house.log.vkey), house.log.sign)
+
+
+def test_I10_replicas_under_different_keys_are_no_fork(world: World, both: House, heads: FolderHeads) -> None:
+    before = keeping(world, replace(both, log=replace(both.log, also=())), heads)
+    before.keep_head(force=True)
+    keeping(world, both, heads).keep_head(force=True)
+    log_keys.rotate(both)
+    later = keeping(world, turned(both, alone=True), heads)
+    later.keep_head(force=True)
+    check_extends(later)
+    newest = heads.newest()
+    assert newest is not None
+    with pytest.raises(BrokerError):
+        heads.publish(newest[0], sign_alone(later, newest[0]))
+
+
+def test_I10_without_the_kept_head_nobody_is_led(world: World, both: House) -> None:
+    """The statement is a head that was kept. Where it is lost the answer says how to make it again."""
+    log_keys.rotate(both)
+    without = replace(both, ledger=_Forgetful(both.ledger))  # type: ignore[arg-type]
+    with pytest.raises(IntegrityFailure, match="not kept"):
+        log_keys.show_keys(without)
+
+
+class _Forgetful:
+    """A ledger whose table of heads was emptied."""
+
+    def __init__(self, ledger: object) -> None:
+        self._ledger = ledger
+
+    def view(self) -> object:
+        ledger = self._ledger
+
+        class Opened:
+            def __enter__(self) -> object:
+                self._real = ledger.view()  # type: ignore[attr-defined]
+                view = self._real.__enter__()
+                view.head = lambda size: None
+                return view
+
+            def __exit__(self, *exc: object) -> None:
+                self._real.__exit__(*exc)
+
+        return Opened()
