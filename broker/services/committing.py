@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from broker import limits
@@ -19,6 +18,7 @@ from broker.services import authn, catalogue, completing, denials, publish, rele
 from broker.services.house import House
 from broker.services.planning import RefusedError
 from broker.services.record import decide_and_record, digest_of, new_entry
+from broker.services.upload_objects import expected_objects, whole_objects
 
 MAX_URLS = 1000
 
@@ -131,7 +131,7 @@ def status(house: House, request: authn.SignedRequest, id: str) -> Json:
         caller = authn.authenticate(house, view, request)
         row = publish.find_own_upload(view, caller, id)
     authn.use_proof(house, caller)
-    held = _held(house, row)
+    held = whole_objects(house, row)
     files = json.loads(row.files)
     stored = {}
     for file, upload_id in multiparts(row).items():
@@ -144,10 +144,6 @@ def status(house: House, request: authn.SignedRequest, id: str) -> Json:
         "objects": [i for i in range(len(files)) if releasing.object_name(row.version_id, i) in held],
         "segments": [i for i in range(len(files)) if releasing.segments_name(row.version_id, i) in held],
     }
-
-
-def _held(house: House, row: Upload) -> Mapping[str, int]:
-    return dict(house.store.list(f"v1/{row.version_id.hex()}/"))
 
 
 def multiparts(row: Upload) -> dict[int, str]:
@@ -234,7 +230,7 @@ def _finish_objects(house: House, row: Upload) -> None:
 
     After this no outstanding URL can write: multipart ids are gone, single PUTs are create-only (I20).
     """
-    held = _held(house, row)
+    held = whole_objects(house, row)
     files = json.loads(row.files)
     for file, upload_id in multiparts(row).items():
         name = releasing.object_name(row.version_id, file)
@@ -243,18 +239,13 @@ def _finish_objects(house: House, row: Upload) -> None:
             _check_parts(files[file][1], row.extent_size, found)
             house.store.complete_upload(name, upload_id, [(number, etag) for number, etag, _ in found])
             # Crash here: the object is whole; the next commit finds it and goes on.
-    held = _held(house, row)
-    for file, (path, size) in enumerate(files):
-        wanted = {releasing.object_name(row.version_id, file): extents.object_size(size, row.extent_size)}
-        if extents.has_segments_object(size, row.extent_size):
-            name = releasing.segments_name(row.version_id, file)
-            wanted[name] = extents.segments_object_size(size, row.extent_size)
-        for name, length in wanted.items():
-            if length and held.get(name) != length:
-                raise InvalidRequest(
-                    f"the store does not hold all of {path!r}",
-                    next="broker put again: it uploads what is missing",
-                )
+    held = whole_objects(house, row)
+    for name, (path, _) in expected_objects(row).items():
+        if name not in held:
+            raise InvalidRequest(
+                f"the store does not hold all of {path!r}",
+                next="broker put again: it uploads what is missing",
+            )
 
 
 def _check_parts(size: int, extent_size: int, found: list[tuple[int, str, int]]) -> None:

@@ -20,6 +20,7 @@ from broker.services import authn, completing, deciding, denials
 from broker.services.house import House
 from broker.services.record import Recorded, decide_and_record, new_entry
 from broker.services.releasing import object_name
+from broker.services.upload_objects import clear_torn
 from broker.services.uploads import UploadRequest, check_description
 
 OPEN, COMMITTED, ABANDONED = "open", "committed", "abandoned"
@@ -93,6 +94,8 @@ def begin(house: House, request: authn.SignedRequest, wanted: UploadRequest) -> 
     upload = kept[0]
     if recorded.repeated:
         upload = _repeated_upload(house, recorded)
+    if upload.id != fresh.id:
+        clear_torn(house, upload)
     _open_multiparts(house, upload)
     return _begun(house, upload, recorded, wanted.recipient)
 

@@ -11,7 +11,7 @@ from broker import limits
 from broker.envelope import manifest, seal
 from broker.errors import Conflict, Denied, InvalidRequest, NotFound
 from broker.model import Upload
-from broker.services import committing, publish, sweeping, uploads
+from broker.services import committing, publish, sweeping, upload_objects, uploads
 from tests.world import MIB, Person, World
 
 
@@ -250,3 +250,26 @@ def test_the_first_publish_makes_the_collection(world: World, pub: Person) -> No
     assert (row.readers, row.publishers) == (("acme",), ("acme",))
     with pytest.raises(Denied):
         world.publish(pub, "other/llama@v1", {"a": b"x"})
+
+
+def test_what_a_broken_connection_left_behind_is_cleared_when_the_upload_goes_on(
+    world: World, pub: Person
+) -> None:
+    """A store may keep an empty object of a client that died. URLs only create: it would stay for ever."""
+    upload = begin(world, pub)["upload"]
+    sizes = whole(world, upload)
+    torn, kept = sorted(sizes, key=sizes.__getitem__, reverse=True)[:2]
+    world.store.objects |= {torn: b"", kept: bytes(sizes[kept])}
+    shown = committing.status(world.house, world.request(pub), upload["id"])
+    assert len(shown["objects"]) + len(shown["segments"]) == 1
+    assert begin(world, pub)["upload"]["id"] == upload["id"]
+    assert set(world.store.objects) == {kept}
+    assert len(world.store.objects[kept]) == sizes[kept]
+
+
+def whole(world: World, upload: dict[str, str]) -> dict[str, int]:
+    """The objects of the upload and their sizes."""
+    with world.house.ledger.view() as view:
+        row = view.find(Upload, upload["id"])
+    assert row is not None
+    return {name: size for name, (_, size) in upload_objects.expected_objects(row).items()}
