@@ -19,6 +19,18 @@ from broker.db.values import KINDS, Kind, UnreadableError, is_storable, member_t
 from broker.model import IndexRow, Query
 
 _TEXT_COLUMNS: Final = ("principal", "artifact", "purpose")
+_TELLING: Final = (
+    "grant",
+    "jkt",
+    "principal",
+    "artifact",
+    "version",
+    "purpose",
+    "decision",
+    "action",
+    "type",
+)
+"""The members that an index serves, those that fewest entries share first."""
 _ESCAPE: Final = "\\"
 _JSON_PUNCTUATION: Final = frozenset('[]",\\')
 _TO_LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
@@ -92,10 +104,17 @@ def match_condition(query: Query) -> ColumnElement[bool] | None:
     wanted = {name: getattr(query, name) for name in INDEXED if getattr(query, name) is not None}
     if not all(is_storable(value) for value in (*wanted.values(), *query.text)):
         return None
-    conditions: list[ColumnElement[bool]] = [ledger_index.c[name] == value for name, value in wanted.items()]
+    conditions = _equalities(wanted)
     conditions += _times(query, narrow=not wanted)
     conditions += [_contains(term) for term in query.text]
     return and_(true(), *conditions)
+
+
+def _equalities(wanted: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    """Of several members the most telling one chooses the index: SQLite keeps no statistics to choose by."""
+    named = sorted(wanted, key=_TELLING.index)
+    rest = [ledger_index.c[name].op("||")("") == wanted[name] for name in named[1:]]
+    return [ledger_index.c[name] == wanted[name] for name in named[:1]] + rest
 
 
 def _times(query: Query, *, narrow: bool) -> list[ColumnElement[bool]]:
@@ -108,14 +127,12 @@ def _times(query: Query, *, narrow: bool) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if query.since is not None:
         found.append(column >= query.since)
-        if narrow:
-            first = select(func.min(ledger_index.c.idx)).where(column >= query.since)
-            found.append(index >= first.scalar_subquery())
     if query.until is not None:
         found.append(column < query.until)
-        if narrow:
-            last = select(func.max(ledger_index.c.idx)).where(column < query.until)
-            found.append(index <= last.scalar_subquery())
+    if narrow and found:
+        # Both look at the rows of the whole span, in the index on time alone.
+        first, last = (select(bound(index)).where(*found).scalar_subquery() for bound in (func.min, func.max))
+        return [*found, index.between(first, last)]
     return found
 
 

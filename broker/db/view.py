@@ -10,6 +10,7 @@ from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, Select, b
 from sqlalchemy import cast as sql_cast
 
 from broker.canonical import sha256_digest
+from broker.db.bounded import bounded
 from broker.db.counting import count_statement, decode_counts
 from broker.db.macs import Macs, alarm
 from broker.db.rows import codec
@@ -161,11 +162,15 @@ class SqlReader:
         """Matching rows with index > after, ascending, at most ``limit`` (and ``limits.MAX_PAGE``).
 
         ``since`` is inclusive, ``until`` exclusive.
+
+        Raises:
+            InvalidRequest: It takes longer than ``limits.MAX_QUESTION``.
         """
         statement = search_statement(query, after=after, limit=limit)
         if statement is None:
             return []
-        rows = self._connection.execute(statement)
+        with bounded(self._connection):
+            rows = self._connection.execute(statement).all()
         return [(row.idx, decode_index_row(row._asdict())) for row in rows]
 
     def count(self, query: Query, *, by: str, top: int) -> Counts:
@@ -173,9 +178,13 @@ class SqlReader:
 
         Raises:
             InternalError: Nothing is grouped by that.
+            InvalidRequest: It takes longer than ``limits.MAX_QUESTION``.
         """
         statement = count_statement(query, by=by, top=top)
-        return decode_counts([] if statement is None else self._connection.execute(statement).all(), by=by)
+        if statement is None:
+            return decode_counts([], by=by)
+        with bounded(self._connection):
+            return decode_counts(self._connection.execute(statement).all(), by=by)
 
     def _range(self, wanted: Select[Any], column: Any, start: int, stop: int) -> Iterator[Any]:
         while start < stop:

@@ -10,13 +10,16 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
 
 from broker import limits
 from broker.canonical import sha256_digest
 from broker.db import LedgerStore
-from broker.db.search import search_statement
+from broker.db.bounded import bounded
+from broker.db.engine import open_engine
+from broker.db.search import _TELLING, search_statement
 from broker.db.tables import INDEXED
-from broker.errors import IntegrityFailure, InternalError
+from broker.errors import IntegrityFailure, InternalError, InvalidRequest
 from broker.ledger.query import GROUPINGS, matches
 from broker.model import IndexRow, Principal, Query
 from broker.runtime import SystemClock
@@ -45,6 +48,29 @@ def test_a_view_does_not_move(store: LedgerStore) -> None:
         with store.view() as later:
             assert (later.tail().size, later.epoch) == (2, 1)
             assert later.find(Principal, "user:ana") == replace(ANA, disabled=True, entry=1)
+
+
+def test_a_question_without_an_end_is_stopped(database_url: str) -> None:
+    """In the database, so that it costs no more than its time; the next question has its own."""
+    endless = text("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c")
+    open_store(database_url).close()
+    engine = open_engine(database_url, pool_size=1)
+    with (
+        engine.connect() as connection,
+        pytest.raises(InvalidRequest, match="too many") as stopped,
+        bounded(connection, milliseconds=100),
+    ):
+        connection.execute(endless).scalar()
+    assert "narrow" in (stopped.value.next or "")
+    with engine.connect() as connection, bounded(connection):
+        assert connection.execute(text("SELECT 7")).scalar() == 7
+    with engine.connect() as connection, pytest.raises(DatabaseError), bounded(connection):
+        connection.execute(text("SELECT * FROM there_is_no_such_table")).all()
+    engine.dispose()
+
+
+def test_every_member_that_an_index_serves_can_choose_it() -> None:
+    assert set(_TELLING) == set(INDEXED)
 
 
 def test_a_view_tells_the_time_of_the_database(database_url: str) -> None:
