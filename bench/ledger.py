@@ -32,6 +32,7 @@ from broker.drafts import Draft, NewEntry
 from broker.ledger import merkle
 from broker.ledger.audit import Auditor
 from broker.ledger.entry import build_entry, index_row, parse_entry
+from broker.ledger.nodes import NodeCache
 from broker.ledger.note import TreeHead
 from broker.runtime import SystemClock
 from broker.wiring import MerkleRules
@@ -160,7 +161,10 @@ def _reading(store: LedgerStore, count: int) -> tuple[float, float, float]:
         verification = count / _timed(verify)
         loop = count / _timed(lambda: [hashlib.sha256(b"\0" + entry).digest() for _, entry, _ in rows])
         wanted = [secrets.randbelow(count) for _ in range(_PROOFS)]
-        proofs = _timed(lambda: [merkle.inclusion_proof(at, count, reader.hashes) for at in wanted])
+        nodes = NodeCache()
+        proofs = _timed(
+            lambda: [merkle.inclusion_proof(at, count, reader.hashes, nodes=nodes) for at in wanted]
+        )
     return verification, loop, _PROOFS / proofs
 
 

@@ -29,6 +29,7 @@ from broker.client.static_log import open_folder, write_new
 from broker.errors import IntegrityFailure, NotFound, TooLarge, Unreachable
 from broker.ledger import entry as entries
 from broker.ledger import merkle, note, receipt, tiles
+from broker.ledger.nodes import NodeCache
 
 if TYPE_CHECKING:
     from broker.client.ledger import LedgerClient
@@ -273,10 +274,10 @@ class _Writer:
         def fetch(tile: tiles.Tile) -> bytes:
             return session.get_public(f"/ledger/{tiles.tile_path(tile)}").body
 
-        read = tiles.read_tiles(fetch, size)
+        read, nodes = tiles.read_tiles(fetch, size), NodeCache()
         for index, item in sorted(items.items()):
             stem = f"{index:08d}"
-            proof = merkle.inclusion_proof(index, size, read)
+            proof = merkle.inclusion_proof(index, size, read, nodes=nodes)
             merkle.verify_inclusion(merkle.leaf_hash(item.data), index, size, proof, self._head.root)
             self._put(f"entries/{stem}.json", item.data)
             made = receipt.build_receipt(item.data, index, proof, self._note)

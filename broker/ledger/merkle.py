@@ -4,9 +4,6 @@ Hashing is that of RFC 6962 and RFC 9162, with SHA-256. Nothing here stores a tr
 from stored hashes that a ``read`` function returns, and a :class:`Frontier` is all that an append
 needs. Hashes of complete subtrees are stored for levels 0 (the leaves), 8, 16, ...; what lies
 between is computed again from at most 256 of them.
-
-Consistency from the empty tree: C2SP witnesses take the empty proof, and so do we; the first root
-must then be the hash of nothing. Other implementations call a proof from size 0 an error.
 """
 
 from __future__ import annotations
@@ -14,10 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from broker import limits
 from broker.errors import IntegrityFailure, InvalidRequest, RollbackDetected
+
+if TYPE_CHECKING:
+    from broker.ledger.nodes import NodeCache
+
+    Nodes: TypeAlias = NodeCache | None
 
 HASH_SIZE: Final = 32
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
@@ -115,21 +117,28 @@ class Frontier:
         """The tree's root, 32 bytes."""
         return _fold(self.peaks) if self.peaks else EMPTY_ROOT
 
-    def extend(self, leaf_hashes: Iterable[bytes]) -> tuple[Frontier, list[Node]]:
+    def extend(self, hashes: Iterable[bytes], *, level: int = 0) -> tuple[Frontier, list[Node]]:
         """The tree with these leaves added, and the stored interior nodes that are now complete.
+
+        Args:
+            hashes: Leaf hashes; with ``level`` those of complete subtrees of 2^level leaves.
+            level: Their level; the size so far must be a multiple of 2^level.
 
         Returns:
             The new frontier, and every newly complete node of level 8, 16, ... as (level, index,
             hash), ascending by level and then by index. Leaves themselves are not repeated.
 
         Raises:
-            IntegrityFailure: A hash is not 32 bytes.
+            IntegrityFailure: A hash is not 32 bytes, or subtrees of that level cannot follow.
         """
-        hashes = [_check_hash(value) for value in leaf_hashes]
-        size = self.size + len(hashes)
+        hashes = [_check_hash(value) for value in hashes]
+        start, odd = divmod(self.size, 1 << level)
+        if odd:
+            raise IntegrityFailure(f"a subtree of level {level} cannot follow {self.size} leaves")
+        size = self.size + (len(hashes) << level)
         peaks = dict(zip(_levels(self.size), self.peaks, strict=True))
-        completed: list[Node] = []
-        level, start = 0, self.size
+        given = enumerate(hashes, start) if level and level % STORED_STEP == 0 else ()
+        completed: list[Node] = [(level, at, value) for at, value in given]
         while hashes:
             if start & 1:
                 hashes.insert(0, peaks.pop(level))
@@ -169,12 +178,13 @@ def _levels(size: int) -> list[int]:
 class _StoredHashes:
     """Subtree hashes of a tree of one size; reads each aligned run of 256 stored hashes at most once."""
 
-    def __init__(self, size: int, read: Read) -> None:
-        self._size = size
-        self._read = read
+    def __init__(self, size: int, read: Read, nodes: Nodes = None) -> None:
+        self._size, self._read, self._nodes = size, read, nodes
         self._runs: dict[tuple[int, int], list[bytes]] = {}
 
     def subtree(self, level: int, index: int) -> bytes:
+        if self._nodes is not None:
+            return self._nodes.subtree(level, index, size=self._size, read=self._read)
         base = level - level % STORED_STEP
         width = 1 << level - base
         run, offset = divmod(index * width, _TILE_WIDTH)
@@ -199,16 +209,16 @@ def _check_size(size: int) -> None:
         raise InvalidRequest("a tree size is out of range", why=f"0 to {limits.MAX_TREE_SIZE}")
 
 
-def inclusion_proof(index: int, size: int, read: Read) -> list[bytes]:
+def inclusion_proof(index: int, size: int, read: Read, *, nodes: Nodes = None) -> list[bytes]:
     """The proof that leaf ``index`` is in the tree of ``size`` leaves, from the leaf's sibling upwards.
+
+    It has at most 53 hashes of 32 bytes.
 
     Args:
         index: Index of the leaf, from 0.
         size: Size of the tree that the proof is for; at most the number of stored leaves.
         read: Stored hashes; called O(log n) times, each time for at most 256 hashes.
-
-    Returns:
-        At most 53 hashes of 32 bytes.
+        nodes: What was read of this log before.
 
     Raises:
         InvalidRequest: ``index`` is not below ``size``, or ``size`` is out of range.
@@ -219,8 +229,7 @@ def inclusion_proof(index: int, size: int, read: Read) -> list[bytes]:
     _check_size(size)
     if not 0 <= index < size:
         raise InvalidRequest(f"index {index} is not in a tree of {size} entries")
-    siblings = []
-    start, stop = 0, size
+    start, stop, siblings = 0, size, []
     while stop - start > 1:
         middle = start + _split(stop - start)
         if index < middle:
@@ -229,22 +238,20 @@ def inclusion_proof(index: int, size: int, read: Read) -> list[bytes]:
         else:
             siblings.append((start, middle))
             start = middle
-    stored = _StoredHashes(size, read)
+    stored = _StoredHashes(size, read, nodes)
     return [stored.range(*sibling) for sibling in reversed(siblings)]
 
 
-def consistency_proof(size1: int, size2: int, read: Read) -> list[bytes]:
+def consistency_proof(size1: int, size2: int, read: Read, *, nodes: NodeCache | None = None) -> list[bytes]:
     """The proof that the tree of ``size2`` leaves extends that of ``size1``.
 
-    It is empty for equal sizes, and from size 0 (the convention of C2SP witnesses).
+    At most 54 hashes of 32 bytes; none for equal sizes, and from size 0: so C2SP witnesses take it.
 
     Args:
         size1: The older size.
         size2: The newer size; at most the number of stored leaves.
         read: Stored hashes; called O(log n) times, each time for at most 256 hashes.
-
-    Returns:
-        At most 54 hashes of 32 bytes.
+        nodes: What was read of this log before.
 
     Raises:
         InvalidRequest: ``size1`` is larger than ``size2``, or one is out of range.
@@ -271,7 +278,7 @@ def consistency_proof(size1: int, size2: int, read: Read) -> list[bytes]:
     if start:
         # With start at 0 the old tree is itself a subtree of the new one: its root is known already.
         ranges.append((start, stop))
-    stored = _StoredHashes(size2, read)
+    stored = _StoredHashes(size2, read, nodes)
     return [stored.range(*part) for part in reversed(ranges)]
 
 

@@ -26,6 +26,7 @@ from broker.services.record import (
     Recorded,
     decide_and_append,
     digest_of,
+    forgetting,
     new_entry,
     sign_head,
 )
@@ -202,8 +203,9 @@ def _prove(house: House, view: View, index: int) -> Recorded:
     # A head that witnesses cosigned, if there is one that covers it: others may demand their quorum.
     covering = cosigned.covering(house, view, index)
     size, root = (tail.size, tail.root) if covering is None else (covering.head.size, covering.head.root)
-    proof = merkle.inclusion_proof(index, size, view.hashes)
-    merkle.verify_inclusion(merkle.leaf_hash(data), index, size, proof, root)
+    proof = merkle.inclusion_proof(index, size, view.hashes, nodes=house.nodes)
+    with forgetting(house):
+        merkle.verify_inclusion(merkle.leaf_hash(data), index, size, proof, root)
     head = sign_head(house, tail) if covering is None else covering.note
     return Recorded(
         index=index,

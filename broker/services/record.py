@@ -7,13 +7,20 @@ after the commit was acknowledged and its head was signed (I01).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from broker.canonical import Json, b64url, canonical_bytes
 from broker.drafts import Appended, Draft, NewEntry
-from broker.errors import IntegrityFailure, InvalidRequest, LedgerUnavailable, RollbackDetected
+from broker.errors import (
+    BrokerError,
+    IntegrityFailure,
+    InvalidRequest,
+    LedgerUnavailable,
+    RollbackDetected,
+)
 from broker.ledger import entry as entries
 from broker.ledger import merkle, note, receipt
 from broker.model import Tail
@@ -169,11 +176,12 @@ def _prove(house: House, appended: Appended, head: str, *, have: str | None, dat
     with house.ledger.view() as view:
         if data is None:
             data = view.entry(index)
-        proof = merkle.inclusion_proof(index, tail.size, view.hashes)
+        proof = merkle.inclusion_proof(index, tail.size, view.hashes, nodes=house.nodes)
         consistency = consistency_from(house, view, have, tail)
     # The proof is checked before it leaves: stored hashes that somebody changed must not get out as
     # a receipt that fails at the client, they must stop the release here.
-    merkle.verify_inclusion(merkle.leaf_hash(data), index, tail.size, proof, tail.root)
+    with forgetting(house):
+        merkle.verify_inclusion(merkle.leaf_hash(data), index, tail.size, proof, tail.root)
     return Recorded(
         index=index,
         data=data,
@@ -182,6 +190,16 @@ def _prove(house: House, appended: Appended, head: str, *, have: str | None, dat
         consistency=consistency,
         repeated=appended.repeated,
     )
+
+
+@contextmanager
+def forgetting(house: House) -> Iterator[None]:
+    """A proof that does not hold was made of nodes that nobody is to be shown again."""
+    try:
+        yield
+    except BrokerError:
+        house.nodes.clear()
+        raise
 
 
 def sign_head(house: House, tail: Tail) -> str:
@@ -198,8 +216,9 @@ def consistency_from(house: House, view: View, have: str | None, tail: Tail) -> 
     head, _ = _open_have(house, view, have)
     if head.size > tail.size:
         raise RollbackDetected("the ledger is smaller than a tree head that the caller holds")
-    proof = merkle.consistency_proof(head.size, tail.size, view.hashes)
-    merkle.verify_consistency(head.size, tail.size, proof, head.root, tail.root)
+    proof = merkle.consistency_proof(head.size, tail.size, view.hashes, nodes=house.nodes)
+    with forgetting(house):
+        merkle.verify_consistency(head.size, tail.size, proof, head.root, tail.root)
     return tuple(b64url(node) for node in proof)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.errors import LedgerUnavailable, RollbackDetected
+from broker.ledger.nodes import NodeCache
 from broker.services.guard import Guard
 from broker.services.heads import LOOK_MS, HeadKeeper, check_extends
 from broker.services.house import House
@@ -35,7 +36,7 @@ def ana(world: World, tmp_path: Path) -> Person:
 def start(world: World) -> House:
     """A process that begins now: it knows nothing but the stores."""
     world.ledger = world.open_ledger()
-    house = world.with_settings(ledger=world.ledger, guard=Guard())
+    house = world.with_settings(ledger=world.ledger, guard=Guard(), nodes=NodeCache())
     keeper = HeadKeeper(house, expect=world.ledger.expect, max_lag=LAG_SECONDS * 1000)
     return world.with_settings(keep_head=keeper.keep)
 
