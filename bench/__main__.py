@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, fetch, grants, ledger
+from bench import agent, archive, fetch, grants, ledger
 
-BENCHMARKS = {"fetch": fetch.run, "agent": agent.run, "ledger": ledger.run, "grants": grants.run}
+BENCHMARKS = {
+    "fetch": fetch.run,
+    "agent": agent.run,
+    "ledger": ledger.run,
+    "grants": grants.run,
+    "archive": archive.run,
+}
 
 
 def main() -> int:

@@ -139,6 +139,8 @@ DEFAULT_LEASE_WINDOW: Final = 128 * MIB
 # -- ledger -------------------------------------------------------------------------------------------------
 MAX_ENTRY: Final = 65_535
 MAX_PAGE: Final = 1000
+MAX_QUESTION: Final = 10_000
+"""Milliseconds that the database may look for the answer to an auditor's question."""
 DEFAULT_PAGE: Final = 100
 MAX_BATCH: Final = 256
 """Drafts that one group commit takes."""
@@ -174,3 +176,19 @@ POLICY_PARSE_SECONDS: Final = 10
 POLICY_PARSE_MEMORY: Final = 512 * MIB
 MAX_CAPPED_OUTPUT: Final = 1 * MIB
 """What a capped child process may answer."""
+
+# -- forwarding ---------------------------------------------------------------------------------------
+MAX_FORWARD_BATCH: Final = 1 * MIB
+"""Bytes of the entries that are held in memory, and sent at once, for one destination."""
+MAX_FORWARD_ENTRIES: Final = 1_000
+MAX_FORWARD_TIMEOUT: Final = 60
+"""Seconds that one delivery may take."""
+MAX_FORWARD_LEASE: Final = 2 * MAX_FORWARD_TIMEOUT + 10
+"""Seconds that a destination may be held by a forwarder that says nothing."""
+MAX_FORWARD_ANSWER: Final = 64 * KIB
+"""Of a webhook's answer; nothing in it is used."""
+MAX_FORWARD_PAUSE: Final = 60
+"""Seconds between two tries at most, unless the receiver asks for more."""
+MAX_FORWARD_RETRY_AFTER: Final = 3_600
+MAX_FORWARD_ERROR: Final = 200
+"""Characters of what went wrong last that are kept."""

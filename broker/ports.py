@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from broker.drafts import Appended, Draft
 from broker.errors import BrokerError, IntegrityFailure
@@ -306,6 +306,22 @@ class LogSite(Protocol):
 
     def move(self, note: str, before: str | None) -> None:
         """Replace the checkpoint that has this mark. Raises Conflict when it is another by now."""
+
+    def has(self, path: str) -> bool:
+        """Whether a file that never changes is there."""
+
+    def find(self, path: str, *, most: int) -> bytes | None:
+        """Such a file, of at most ``most`` bytes; None when it is not there."""
+
+
+class ArchiveFormat(Protocol):
+    """Files of rows of the log, as engines for tables read them. A row is values in the columns' order."""
+
+    def encode(self, rows: Sequence[tuple[Any, ...]]) -> bytes:
+        """A file of these rows, in their order."""
+
+    def decode(self, data: bytes, *, most: int) -> list[tuple[Any, ...]]:
+        """The rows of a file of at most ``most``. Raises IntegrityFailure for anything but a true one."""
 
 
 class IssuerKeys(Protocol):

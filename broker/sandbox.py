@@ -23,18 +23,30 @@ from broker.errors import InvalidRequest, Unavailable
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 
 
-def run_capped(module: str, data: bytes, *, seconds: float, memory: int) -> bytes:
+def run_capped(
+    module: str,
+    data: bytes,
+    *,
+    seconds: float,
+    memory: int,
+    output: int = limits.MAX_CAPPED_OUTPUT,
+    files: int = 64,
+    threads: int = 1,
+) -> bytes:
     """What ``module.check(data)`` returns, computed in a child process that cannot do harm.
 
     The child has an empty environment, no standard error, a session of its own, no core file, at most
-    ``memory`` bytes of address space and ``limits.MAX_CAPPED_OUTPUT`` bytes of answer, and is killed
-    after ``seconds``. Nothing of it is left when this returns.
+    ``memory`` bytes of address space and ``output`` bytes of answer, and is killed after ``seconds``.
+    Nothing of it is left when this returns.
 
     Args:
         module: A module of this package with a function ``check(bytes) -> bytes``; never from outside.
         data: What it is to look at, from anybody.
         seconds: Wall clock time, of which the child may compute all.
         memory: Bytes, 128 MiB or more (the interpreter itself needs some 60).
+        output: Bytes of the longest answer, and of any file that it could write.
+        files: How many it may have open at once.
+        threads: How many may compute all that time.
 
     Raises:
         InvalidRequest: The child died, ran out of time or memory, or answered too much.
@@ -43,7 +55,8 @@ def run_capped(module: str, data: bytes, *, seconds: float, memory: int) -> byte
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as sink:
         source.write(data)
         source.seek(0)
-        command = [sys.executable, "-P", "-s", "-B", "-m", __name__, module, str(seconds), str(memory)]
+        caps = [str(cap) for cap in (math.ceil(seconds * threads), memory, output, files)]
+        command = [sys.executable, "-P", "-s", "-B", "-m", __name__, module, *caps]
         try:
             child = subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
                 command,
@@ -58,7 +71,7 @@ def run_capped(module: str, data: bytes, *, seconds: float, memory: int) -> byte
             raise Unavailable("no process can be started to check the text") from exc
         _await(child, seconds)
         sink.seek(0)
-        return sink.read(limits.MAX_CAPPED_OUTPUT)
+        return sink.read(output)
 
 
 def _await(child: subprocess.Popen[bytes], seconds: float) -> None:
@@ -79,17 +92,16 @@ def _refusal(why: str) -> InvalidRequest:
     return InvalidRequest("the text cannot be parsed", why=why)
 
 
-def _cap(seconds: float, memory: int) -> None:
-    computing = math.ceil(seconds)
+def _cap(computing: int, memory: int, output: int, files: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (computing, computing))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.MAX_CAPPED_OUTPUT, limits.MAX_CAPPED_OUTPUT))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (output, output))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
-def _main(module: str, seconds: str, memory: str) -> None:
-    _cap(float(seconds), int(memory))
+def _main(module: str, *caps: str) -> None:
+    _cap(*map(int, caps))
     answer: bytes = importlib.import_module(module).check(sys.stdin.buffer.read())
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()

@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "broker"
 
-WORDS = {"errors", "limits", "names", "canonical", "jose", "jwks", "model", "drafts", "ports"}
+WORDS = {"errors", "limits", "names", "canonical", "jose", "jwks", "model", "drafts", "ports", "outbox"}
 RULES = {"identity", "policy", "envelope", "ledger"}
 SERVICE = {"services"}
-HANDS = {"db", "storage", "keys", "discovery", "witnesses", "runtime", "sandbox"}
+HANDS = {"db", "storage", "keys", "discovery", "witnesses", "forwarding", "archive", "runtime", "sandbox"}
 EDGE = {"config", "wiring", "web", "client", "cli", "dev", "witness"}
 ROOMS = WORDS | RULES | SERVICE | HANDS | EDGE
 
@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wiring": ROOMS - {"web", "client", "cli", "dev", "witness"},
     # The web parses and renders: it sees services, and the wiring that gives it a house.
     "web": WORDS | SERVICE | {"web", "wiring", "config", "identity", "runtime"},
-    "client": WORDS | RULES | {"runtime", "client"},
+    "client": WORDS | RULES | {"runtime", "client", "archive", "sandbox"},
     "cli": WORDS
     | {"client", "cli", "runtime", "policy", "ledger", "dev", "config", "wiring", "web", "db", "sandbox"}
     | {"witness"},
@@ -61,6 +61,8 @@ HOME_OF: dict[str, set[str]] = {
     "numpy": {"dev"},
     "safetensors": {"dev"},
     "fsspec": {"client"},
+    "pyarrow": {"archive"},
+    "duckdb": {"archive"},
 }
 """Library -> the rooms that may import it."""
 

@@ -16,6 +16,7 @@ from broker.cli.ledger_count import count
 from broker.cli.ledger_export import export, verify_export
 from broker.cli.ledger_kit import kit, verify_kit
 from broker.cli.ledger_pin import pin
+from broker.cli.ledger_query import query
 from broker.cli.options import pinned_keys, since_option, until_option
 from broker.cli.output import Column, fields, plain, safe, safe_json, size_text, time_text
 
@@ -60,6 +61,7 @@ def ledger() -> None:
 ledger.add_command(audit)
 ledger.add_command(count)
 ledger.add_command(pin)
+ledger.add_command(query)
 ledger.add_command(export)
 ledger.add_command(verify_export)
 ledger.add_command(kit)

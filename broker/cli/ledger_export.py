@@ -19,6 +19,7 @@ from broker.cli.output import safe
     examples=(
         "broker ledger export --out log",
         "broker ledger export --out q3 --format csv artifact:acme/llama-7b since:90d",
+        "broker ledger export --out events --format ocsf decision:deny since:7d",
         "broker ledger export --out sample --format jsonl type:grant --sample 25 --seed 2026Q3",
     ),
 )
@@ -29,10 +30,10 @@ from broker.cli.output import safe
 @click.option(
     "--format",
     "format",
-    type=click.Choice(["tiles", "jsonl", "csv"]),
+    type=click.Choice(["tiles", "jsonl", "csv", "ocsf", "parquet"]),
     default="tiles",
     show_default=True,
-    help="tiles: the log alone. jsonl, csv: also the rows that match.",
+    help="tiles: the log alone. The others: also the rows that match; ocsf: as events for a SIEM.",
 )
 @since_option
 @until_option
@@ -44,7 +45,7 @@ def export(
     query: tuple[str, ...],
     *,
     target: Path,
-    format: Literal["tiles", "jsonl", "csv"],
+    format: Literal["tiles", "jsonl", "csv", "ocsf", "parquet"],
     since: str | None,
     until: str | None,
     sample: int | None,

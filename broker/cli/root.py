@@ -88,6 +88,9 @@ PLACES: Final[dict[str, Place]] = {
         target="broker.cli.witness:witness", help="Run a witness for somebody else's log.", section=_SERVER
     ),
     "serve": Place(target="broker.cli.server:serve", help="Run the production server.", section=_SERVER),
+    "forward": Place(
+        target="broker.cli.forward:forward", help="Bring every entry to SIEMs and webhooks.", section=_SERVER
+    ),
     "dev": Place(target="broker.cli.server:dev", help="Run a whole broker on this machine.", section=_SERVER),
     "demo": Place(
         target="broker.cli.server:demo", help="Tell the whole story with a real checkpoint.", section=_SERVER

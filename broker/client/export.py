@@ -10,14 +10,17 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from broker.canonical import Json, canonical_bytes
-from broker.client.static_log import LogWriter, open_folder, verify_static_log, write_new
+from broker.client.archived import ArchiveCheck
+from broker.client.parts import ROWS, ParquetRows
+from broker.client.static_log import LogWriter, open_folder, read_checkpoint, verify_static_log, write_new
 from broker.errors import DiskFull, IntegrityFailure, UsageError
-from broker.ledger import certificate, note
+from broker.ledger import certificate, note, ocsf
 from broker.ledger.certificate import Certificate, Sample, Sampler
 from broker.ledger.entry import index_row, parse_entry
 from broker.ledger.note import TreeHead
@@ -48,8 +51,10 @@ class Verified:
 
 
 def rows_name(format: str) -> str:
-    """Name of the file of rows."""
-    return f"rows.{format}"
+    """Name of the file of rows; for Parquet, of the folder of its files."""
+    if format == "ocsf":
+        return "rows.ocsf.jsonl"
+    return ROWS if format == "parquet" else f"rows.{format}"
 
 
 def write_log(
@@ -107,10 +112,13 @@ def verify_export(folder: Path, vkey: str) -> Verified:
     try:
         data = _read_small(folder / CERTIFICATE)
     except FileNotFoundError as exc:
-        stray = [name for name in ("rows.jsonl", "rows.csv") if (folder / name).exists()]
+        stray = [rows_name(each) for each in certificate.FORMATS if (folder / rows_name(each)).exists()]
         if stray:
             raise IntegrityFailure(f"{folder / stray[0]} is there without its certificate") from exc
-        return Verified(head=verify_static_log(folder, vkey).head, certificate=None)
+        archive = ArchiveCheck(folder)
+        head = verify_static_log(folder, vkey, on_hashes=archive.take).head
+        archive.finish()
+        return Verified(head=head, certificate=None)
     asked = certificate.parse_certificate(data)
     made = _derive(folder, vkey, query=asked.query, format=asked.format, sample=asked.sample, write=False)
     if made.to_bytes() != data:
@@ -118,8 +126,7 @@ def verify_export(folder: Path, vkey: str) -> Verified:
             f"{folder / CERTIFICATE} is not what the signed log gives",
             why=f"{made.matching} entries match, {made.rows} rows, digest {made.digest}",
         )
-    head = note.open_head((folder / "checkpoint").read_text(), vkey)
-    return Verified(head=head, certificate=made)
+    return Verified(head=note.open_head(read_checkpoint(folder), vkey), certificate=made)
 
 
 def _derive(
@@ -142,8 +149,9 @@ def _derive(
 
         verify_static_log(folder, vkey, on_entries=offer)
         chosen = sampler.chosen()
-    path = folder / rows_name(format)
-    with _Rows(path, format=format, write=write) as rows:
+    # Events name their log: as the checkpoint does whose signature holds.
+    origin = note.open_head(read_checkpoint(folder), vkey).origin
+    with _open_rows(folder, format=format, origin=origin, write=write) as rows:
 
         def take(start: int, entries: Sequence[bytes]) -> None:
             nonlocal matching
@@ -156,10 +164,10 @@ def _derive(
                     matching += 1
                 elif index not in chosen:
                     continue
-                rows.put({**search_row(index, row), "entry": entry})
+                rows.put(index, data, entry, row)
 
         log = verify_static_log(folder, vkey, on_entries=take)
-        rows.end()
+        rows.end(log.head.size)
     return Certificate(
         origin=log.head.origin,
         size=log.head.size,
@@ -173,11 +181,19 @@ def _derive(
     )
 
 
+def _open_rows(
+    folder: Path, *, format: str, origin: str, write: bool
+) -> AbstractContextManager[_Rows | ParquetRows]:
+    if format == "parquet":
+        return nullcontext(ParquetRows(folder, write=write))
+    return _Rows(folder / rows_name(format), format=format, origin=origin, write=write)
+
+
 class _Rows:
     """A file of rows that is written, or compared with the one that is there."""
 
-    def __init__(self, path: Path, *, format: str, write: bool) -> None:
-        self._path, self._write, self._csv = path, write, format == "csv"
+    def __init__(self, path: Path, *, format: str, origin: str, write: bool) -> None:
+        self._path, self._write, self._format, self._origin = path, write, format, origin
         self._sha256 = hashlib.sha256()
         self._file: IO[bytes]
         self.count = 0
@@ -189,22 +205,26 @@ class _Rows:
             raise IntegrityFailure(f"{self._path} is missing") from exc
         except OSError as exc:
             raise UsageError(f"cannot open {self._path}", why=exc.strerror) from exc
-        if self._csv:
+        if self._format == "csv":
             self._take(_csv_line(COLUMNS))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def put(self, row: Json) -> None:
+    def put(self, index: int, data: bytes, entry: Json, found: IndexRow) -> None:  # noqa: ARG002 - as Parquet's
         """The next row."""
         self.count += 1
-        if self._csv:
+        if self._format == "ocsf":
+            self._take(canonical_bytes(ocsf.event(index, entry, origin=self._origin)) + b"\n")
+            return
+        row = search_row(index, found)
+        if self._format == "csv":
             self._take(_csv_line([_cell(row[name]) for name in COLUMNS]))
         else:
-            self._take(canonical_bytes(row) + b"\n")
+            self._take(canonical_bytes({**row, "entry": entry}) + b"\n")
 
-    def end(self) -> None:
+    def end(self, size: int) -> None:  # noqa: ARG002 - as Parquet's
         """Nothing comes after the last row."""
         if not self._write and self._file.read(1):
             raise IntegrityFailure(f"{self._path} has more rows than the query gives ({self.count})")

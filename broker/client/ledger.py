@@ -185,7 +185,7 @@ class LedgerClient:
         self,
         folder: Path,
         *,
-        format: Literal["tiles", "jsonl", "csv"] = "tiles",
+        format: Literal["tiles", "jsonl", "csv", "ocsf", "parquet"] = "tiles",
         query: str = "",
         sample: Sample | None = None,
         on_progress: export.Progress | None = None,
@@ -209,7 +209,7 @@ class LedgerClient:
         """
         parsed = parse_query(query, now=self._session.clock.now())
         if format == "tiles" and (query or sample is not None):
-            raise UsageError("an export of tiles is the whole log", next="--format jsonl or csv")
+            raise UsageError("an export of tiles is the whole log", next="choose another --format")
         text = self.checkpoint()
         head = self._log.open(text)
         export.write_log(folder, self._entries(head.size), text, head, on_progress=on_progress)

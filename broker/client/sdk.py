@@ -24,6 +24,7 @@ from broker.names import Ref
 
 if TYPE_CHECKING:
     from broker.client.administration import Administration
+    from broker.client.asking import Bounds
     from broker.client.fetch import Receipt
     from broker.client.grants import Ask
     from broker.client.ledger import LedgerClient
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from broker.client.minting import Minted
     from broker.client.progress import OnProgress
     from broker.client.publish import Published
+    from broker.client.querying import Counted, Queried
     from broker.client.verify import Comparison
     from broker.client.versions import TrustedVersion
 
@@ -334,6 +336,15 @@ class Client:
         from broker.client.ledger import LedgerClient
 
         return LedgerClient(self._session, self._log, self.profile)
+
+    def query_ledger(
+        self, sql: str, *, bounds: Bounds | None = None, on_progress: Counted | None = None
+    ) -> Queried:
+        """One SELECT over the view ``entries``, for auditors: see :mod:`broker.client.querying`."""
+        from broker.client.querying import query_log
+
+        place = self.profile.state
+        return query_log(self.ledger, self._log, sql, folder=place, bounds=bounds, on_progress=on_progress)
 
     @cached_property
     def admin(self) -> Administration:

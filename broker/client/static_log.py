@@ -21,6 +21,8 @@ CHECKPOINT: Final = "checkpoint"
 
 OnEntries = Callable[[int, Sequence[bytes]], None]
 """Takes (index of the first, entries) of the next stretch of the log."""
+OnHashes = Callable[[int, Sequence[bytes]], None]
+"""Takes (index of the first, leaf hashes) of the next stretch of the log."""
 
 
 def open_folder(folder: Path) -> None:
@@ -105,7 +107,9 @@ class StaticLog:
     entries: bool
 
 
-def verify_static_log(folder: Path, vkey: str, *, on_entries: OnEntries | None = None) -> StaticLog:
+def verify_static_log(
+    folder: Path, vkey: str, *, on_entries: OnEntries | None = None, on_hashes: OnHashes | None = None
+) -> StaticLog:
     """Verify a log in a folder, offline, in bounded memory: every file, against the signed root.
 
     Args:
@@ -113,13 +117,14 @@ def verify_static_log(folder: Path, vkey: str, *, on_entries: OnEntries | None =
         vkey: The log's verifier key.
         on_entries: Gets the entries as they are read. What it is told is proven only when this function
             returns.
+        on_hashes: Gets the leaf hashes in the same way, also where there are no entries.
 
     Raises:
         IntegrityFailure: A file is missing, has other bytes than the entries give, or the root is not
             the signed one; the message names the first.
         UsageError: There is no log in the folder.
     """
-    text = _read_checkpoint(folder)
+    text = read_checkpoint(folder)
     head = note.open_head(text, vkey)
     has_entries = (folder / "tile" / "entries").is_dir()
     if on_entries is not None and not has_entries:
@@ -137,6 +142,10 @@ def verify_static_log(folder: Path, vkey: str, *, on_entries: OnEntries | None =
                 on_entries(tile.start, entries)
         else:
             builder.add_hashes(tiles.parse_tile_bytes(data, tile))
+        if on_hashes is not None:
+            # The builder compares this very file with the entries, where there are some.
+            level0 = Tile(level=0, index=tile.index, width=tile.width)
+            on_hashes(tile.start, tiles.parse_tile_bytes(_read(folder, level0), level0))
     if builder.finish().root() != head.root:
         raise IntegrityFailure(f"the log in {folder} does not give the root that its checkpoint signs")
     return StaticLog(head=head, note=text, entries=has_entries)
@@ -150,7 +159,12 @@ def _comparer(folder: Path) -> Callable[[Tile, bytes], None]:
     return compare
 
 
-def _read_checkpoint(folder: Path) -> str:
+def read_checkpoint(folder: Path) -> str:
+    """The text of a log's checkpoint, at most 64 KiB and a byte; nothing is verified.
+
+    Raises:
+        UsageError: There is no log in the folder.
+    """
     try:
         with open(folder / CHECKPOINT, "rb") as file:
             return file.read(limits.MAX_NOTE + 1).decode("utf-8", "replace")

@@ -112,8 +112,16 @@ class LogStoreSettings(StoreSettings):
     """Before every name; empty, or ends in `/`."""
     entries: bool = False
     """Whether the entries are published too, and not their hashes only. They say who read what."""
+    archive: bool = False
+    """Whether an archive in Parquet is written beside the entries; needs `entries` and the extra archive."""
     every: Annotated[float, Field(ge=1.0, le=3600.0)] = 60.0
     """Seconds between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _check_archive(self) -> Self:
+        if self.archive and not self.entries:
+            raise ValueError("archive needs entries = true: it holds the entries, which are not public")
+        return self
 
 
 class VaultSettings(BaseModel):

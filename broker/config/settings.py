@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from broker import limits
+from broker.config.forward import ForwardSettings
 from broker.config.parts import (
     LOOPBACK,
     AbsolutePath,
@@ -96,6 +97,8 @@ class Settings(BaseSettings):
     """A bucket to which the log is published as static files."""
     keys: KeySettings
     """Where the broker's keys are."""
+    forward: tuple[ForwardSettings, ...] = ()
+    """Who is told of every entry by `broker forward`."""
 
     @model_validator(mode="after")
     def _check_dev(self) -> Self:
@@ -103,6 +106,8 @@ class Settings(BaseSettings):
             raise ValueError("in dev mode the server listens on loopback only")
         if self.tree_heads is not None and self.heads_store is not None:
             raise ValueError("either tree_heads or heads_store")
+        if len({each.name for each in self.forward}) != len(self.forward):
+            raise ValueError("two destinations of forwarding have one name")
         return self
 
     @property

@@ -156,6 +156,20 @@ enrolment_failures: Final = Table(
     "enrolment_failures", METADATA, _key("enrolment_id", TEXT), _value("failures", INT)
 )
 
+forward_cursors: Final = Table(
+    "forward_cursors",
+    METADATA,
+    _key("name", TEXT),
+    _value("next", INT),
+    _value("mac", OCTETS),
+    _value("holder", TEXT),
+    _value("until", INT),
+    _value("moved", INT),
+    _value("failures", INT),
+    _value("error", TEXT),
+)
+"""Index of the entry that each destination gets next, with its MAC; who sends to it, and until when (ms)."""
+
 # -- rows with a MAC ----------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ MAX_SAMPLE: Final = 10_000
 MAX_SEED: Final = 256
 MAX_CERTIFICATE: Final = 64 * limits.KIB
 _SAMPLE_CONTEXT: Final = b"broker/sample/v1\n"
-_FORMATS: Final = ("jsonl", "csv")
+FORMATS: Final = ("jsonl", "csv", "ocsf", "parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class Certificate:
         size: Entries of the population: all from 0 to ``size`` - 1.
         root: Root over them, 32 bytes; the checkpoint beside the certificate signs it.
         query: What was asked, with absolute times.
-        format: ``jsonl`` or ``csv``.
+        format: One of :data:`FORMATS`.
         matching: Entries that match the query.
         rows: Rows in the file; ``matching``, or the size of the sample.
-        digest: ``sha256:`` digest of the file of rows.
+        digest: ``sha256:`` digest of the file of rows; for Parquet over the digests of its files.
         sample: Size and seed, when only a sample was taken.
     """
 
@@ -137,8 +137,8 @@ def parse_certificate(data: bytes) -> Asked:
     """
     try:
         found = parse_json_object(data)
-        if found.get("schema") != SCHEMA or found.get("format") not in _FORMATS:
-            raise InvalidRequest(f"schema is {SCHEMA}, format one of {', '.join(_FORMATS)}")
+        if found.get("schema") != SCHEMA or found.get("format") not in FORMATS:
+            raise InvalidRequest(f"schema is {SCHEMA}, format one of {', '.join(FORMATS)}")
         parse_digest(str(found.get("digest")))
         sample = found.get("sample")
         return Asked(

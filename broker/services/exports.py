@@ -11,7 +11,7 @@ from broker.services import auditing, authn, completing
 from broker.services.house import House
 from broker.services.record import decide_and_record, digest_of, new_entry
 
-FORMATS = ("tiles", "jsonl", "csv", "kit")
+FORMATS = ("tiles", "jsonl", "csv", "ocsf", "parquet", "kit")
 
 
 def record_export(

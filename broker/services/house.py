@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from broker import jose, limits
 from broker.canonical import b64url
 from broker.ledger import note
+from broker.ledger.nodes import NodeCache
 from broker.policy.bundle import Bundle
 from broker.policy.engine import PolicyEngine
 from broker.ports import (
+    ArchiveFormat,
     Clock,
     Entropy,
     IssuerKeys,
@@ -66,12 +68,14 @@ class KeepHead(Protocol):
 class PublishedLog:
     """Where the log is published as static files, and how.
 
-    ``entries`` says whether the entries go there too; ``every`` is seconds between two checkpoints.
+    ``entries`` says whether the entries go there too, ``archive`` how an archive of them is written, where
+    there is to be one; ``every`` is seconds between two checkpoints.
     """
 
     site: LogSite = field(repr=False)
     entries: bool
     every: float
+    archive: ArchiveFormat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,9 @@ class House:
     """Counts the denials of each principal in this process."""
     engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)
     """Parsed bundles by digest: immutable, so they never go stale (I15)."""
+
+    nodes: NodeCache = field(default_factory=NodeCache, repr=False)
+    """Nodes of the log's tree, for proofs that are verified before they leave."""
 
     def new_id(self, prefix: str) -> str:
         """``prefix`` + 16 random bytes, as every id of ours is made."""

@@ -49,6 +49,19 @@ class S3LogSite:
         """
         self._store.put(self._prefix + path, data, **_FOR_EVER)
 
+    def has(self, path: str) -> bool:
+        """Whether such a file is there."""
+        return self._store.head(self._prefix + path) is not None
+
+    def find(self, path: str, *, most: int) -> bytes | None:
+        """Such a file; None when it is not there.
+
+        Raises:
+            IntegrityFailure: It has more than ``most`` bytes.
+        """
+        found = self._store.read(self._prefix + path, most=most)
+        return None if found is None else found[0]
+
     def move(self, note: str, before: str | None) -> None:
         """Replace the checkpoint that has this ETag.
 

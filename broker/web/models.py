@@ -240,7 +240,7 @@ class IssuerBody(Recorded):
 class ExportBody(Recorded):
     """What an auditor takes home."""
 
-    format: Literal["tiles", "jsonl", "csv", "kit"]
+    format: Literal["tiles", "jsonl", "csv", "ocsf", "parquet", "kit"]
     size: Annotated[int, Field(ge=0, le=limits.MAX_TREE_SIZE)]
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.services.archiving import LogArchiver
 from broker.services.house import House
 from broker.services.log_publishing import LogPublisher
 from broker.web.looks import HouseLook
@@ -16,6 +17,9 @@ class PublisherThread(HouseLook):
         said = {"fails": "the log is not published", "works": "the log is published again"}
         super().__init__(house, "publisher", every, **said)
         self._publisher = None if place is None else LogPublisher(house, place.site, entries=place.entries)
+        self._archiver = (
+            None if place is None or place.archive is None else LogArchiver(house, place.site, place.archive)
+        )
 
     def start(self) -> None:
         """Begin, where there is a place."""
@@ -26,3 +30,5 @@ class PublisherThread(HouseLook):
         """Publish what is new."""
         if self._publisher is not None:
             self._publisher.publish(until=self.is_stopped)
+        if self._archiver is not None and not self.is_stopped():
+            self._archiver.archive(until=self.is_stopped)

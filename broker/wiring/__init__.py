@@ -141,6 +141,15 @@ def build_house(settings: Settings) -> House:
     return _open(settings).house
 
 
+def open_house(settings: Settings) -> Wired:
+    """As :func:`build_house`, for a program that does not serve and closes it again.
+
+    Raises:
+        As :func:`build_house`.
+    """
+    return _open(settings)
+
+
 def audit_rows(settings: Settings, *, on_entries: folding.OnEntries | None = None) -> folding.Folded:
     """Every stored row compared with the log: see :func:`broker.services.folding.audit_rows`.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from broker.archive import library
+from broker.archive.parts import ParquetParts
 from broker.canonical import Json
 from broker.config import Settings, StoreSettings, VaultSettings
 from broker.db.cosignatures import CosignatureStore
@@ -11,7 +13,8 @@ from broker.db.engine import open_engine
 from broker.errors import ConfigurationError
 from broker.keys.vault import VaultCustody
 from broker.keys.vault_server import AppRole, Login, TokenFile, VaultServer
-from broker.ports import TreeHeadStore
+from broker.ledger.columns import COLUMNS, SORTED_BY
+from broker.ports import ArchiveFormat, TreeHeadStore
 from broker.services.cosigned import Cosigned, parse_policy
 from broker.services.house import LogIdentity, PublishedLog
 from broker.storage.heads import FolderHeads, S3Heads
@@ -66,7 +69,18 @@ def open_log_site(settings: Settings) -> PublishedLog | None:
         return None
     store = S3Store(endpoint=place.endpoint, **_common(place))
     site = S3LogSite(store, prefix=place.prefix)
-    return PublishedLog(site=site, entries=place.entries, every=place.every)
+    archive = open_archive() if place.archive else None
+    return PublishedLog(site=site, entries=place.entries, every=place.every, archive=archive)
+
+
+def open_archive() -> ArchiveFormat:
+    """How files of the log's archive are written and read.
+
+    Raises:
+        ConfigurationError: The extra that it needs is not installed.
+    """
+    library("pyarrow.parquet")
+    return ParquetParts(COLUMNS, sorted_by=SORTED_BY)
 
 
 def open_witnessed(settings: Settings, log: LogIdentity) -> Cosigned | None:

@@ -16,10 +16,11 @@ from tests.cli.served import run
 
 COMMON = {"--output", "-o", "--json", "--quiet", "-q", "--verbose", "-v", "--profile"}
 CONTRACT = """
-login whoami ls info put get cat verify exec agent can serve dev demo completion witness:key witness:serve
+login whoami ls info put get cat verify exec agent can serve forward dev demo completion
+witness:key witness:serve
 token:inspect token:revoke token:mint token:key token:exchange
 ledger:search ledger:count ledger:show ledger:verify ledger:prove ledger:checkpoint ledger:verify-receipt
-ledger:export ledger:verify-export ledger:kit ledger:verify-kit ledger:audit ledger:pin
+ledger:export ledger:verify-export ledger:kit ledger:verify-kit ledger:audit ledger:pin ledger:query
 policy:validate policy:fmt policy:show policy:apply policy:test policy:who-can policy:what-can policy:replay
 admin:principal:add admin:principal:set admin:principal:code admin:principal:ls
 admin:principal:disable admin:principal:enable

@@ -26,12 +26,15 @@ from broker.db import (
     upgrade,
 )
 from broker.db.cosignatures import CosignatureStore
+from broker.db.cursors import CursorStore
 from broker.db.engine import BUSY_SECONDS, parse_database_url
 from broker.db.tables import METADATA
 from broker.errors import ConfigurationError, IntegrityFailure, LedgerUnavailable
 from broker.model import Principal
+from broker.runtime import SystemClock
 from tests import postgres
 from tests.databases import (
+    INTEGRITY_KEY,
     append_together,
     check_ledger,
     database_url,  # noqa: F401 - a fixture
@@ -305,6 +308,10 @@ def test_the_documented_role_can_do_the_work_and_no_more(migrated_postgres_url: 
         cosignatures = CosignatureStore(open_engine(url))
         cosignatures.keep(1, witness="w", line="a line", time=1)
         cosignatures.close()
+        cursors = CursorStore(open_engine(url), integrity_key=INTEGRITY_KEY, clock=SystemClock())
+        assert cursors.take("siem", "a", start=0, lease=1_000)
+        assert cursors.move("siem", "a", before=0, after=2, lease=1_000)
+        cursors.close()
         made.note_enrolment_failure("00a")
         made.set_upload_parts("u_a", "{}")
         with made.view() as view:

@@ -23,7 +23,7 @@ def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, F
         if tables:
             yield from _settings(tables[0], f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{field.alias or name}", field
 
 
 def _is_table(annotation: object) -> bool:
@@ -41,7 +41,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    variable = config.PREFIX + name.replace(".", "__").upper()
+    # A list of tables is one variable, with the whole list in JSON.
+    several = name.partition(".")[0] if name.startswith("forward.") else name
+    variable = config.PREFIX + several.replace(".", "__").upper()
     return f"| `{name}` | `{variable}` | {_default(field)} | {field.description} |"
 
 

@@ -92,6 +92,27 @@ def test_a_sample_as_csv_is_the_one_that_its_seed_draws(aud: User, vkey: str, tm
         verify_export(folder, vkey)
 
 
+def test_events_for_a_siem_are_whole_and_verified(aud: User, vkey: str, tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    aud.cli("ledger", "export", "--out", folder, "--format", "ocsf", "actor:exporter")
+    path = folder / "rows.ocsf.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    origin = (folder / "checkpoint").read_text().partition("\n")[0]
+    assert {event["actor"]["user"]["uid"] for event in events} == {"user:exporter"}
+    assert [event["metadata"]["uid"] for event in events] == [
+        f"{origin}/{event['metadata']['sequence']}" for event in events
+    ]
+    made = verify_export(folder, vkey).certificate
+    assert made is not None
+    assert made.matching == len(events) >= QUESTIONS
+    # An event that was made harmless, or left out.
+    lines = path.read_text().splitlines(keepends=True)
+    for changed in ([lines[0].replace("Success", "Failure"), *lines[1:]], lines[1:]):
+        path.write_text("".join(changed))
+        with pytest.raises(IntegrityFailure, match=r"rows\.ocsf\.jsonl"):
+            verify_export(folder, vkey)
+
+
 def test_an_export_needs_a_folder_of_its_own_and_the_auditor_role(
     aud: User, ana: User, whole: Path, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_I02_the_live_server_answers_nobody_outside_the_public_list(stack: Stack
         "/.well-known/oauth-protected-resource",
         "/oauth/jwks",
         "/ledger/checkpoint",
+        "/ledger/keys",
     }
     described = send("GET", stack.url + "/openapi.json").json()["paths"]
     assert len(described) > 30

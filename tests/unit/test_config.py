@@ -32,6 +32,13 @@ folder = "/etc/broker/keys"
 GOOD = Facts(home=Path("/home/broker"), dev_keys=False, equal_keys=False, can_change_ledger=False, admins=2)
 
 
+LOG_STORE = """
+[log_store]
+endpoint = "https://s3.example:9000/"
+bucket = "logs"
+"""
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
@@ -65,6 +72,20 @@ def test_the_file_and_the_defaults(config: Path) -> None:
     assert settings.store.region == "us-east-1"
     assert settings.keys.kek == (Path("/etc/broker/keys/kek.json"),)
     assert settings.keys.file("row_mac") == Path("/etc/broker/keys/row-mac.json")
+
+
+def test_an_archive_goes_only_where_the_entries_go(config: Path) -> None:
+    # It holds every entry: whoever publishes hashes alone must not publish it by one more setting.
+    refused = _refused(config, f"{TOML}{LOG_STORE}archive = true\n")
+    assert "archive needs entries" in str(refused.why)
+    config.write_text(f"{TOML}{LOG_STORE}archive = true\nentries = true\n")
+    settings = load_settings()
+    assert settings.log_store is not None
+    assert settings.log_store.archive
+    config.write_text(f"{TOML}{LOG_STORE}")
+    settings = load_settings()
+    assert settings.log_store is not None
+    assert not settings.log_store.archive
 
 
 @pytest.mark.parametrize(

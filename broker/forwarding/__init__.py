@@ -1,0 +1,1 @@
+"""Receivers of what the log records: syslog, webhooks, a file of JSON lines."""
