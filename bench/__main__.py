@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, archive, fetch, grants, ledger
+from bench import agent, archive, fetch, grants, ledger, questions, verification
 
 BENCHMARKS = {
     "fetch": fetch.run,
@@ -13,6 +13,8 @@ BENCHMARKS = {
     "ledger": ledger.run,
     "grants": grants.run,
     "archive": archive.run,
+    "questions": questions.run,
+    "verification": verification.run,
 }
 
 

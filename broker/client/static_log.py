@@ -7,15 +7,16 @@ tool that reads tiles can verify it. Source: C2SP tlog-tiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from broker import limits
+from broker.client.verifying import tile_roots
 from broker.errors import DiskFull, IntegrityFailure, UsageError
-from broker.ledger import note, tiles
+from broker.ledger import merkle, note, tiles
 from broker.ledger.note import TreeHead
-from broker.ledger.tiles import ENTRIES, Tile, TileBuilder
+from broker.ledger.tiles import ENTRIES, TILE_WIDTH, Tile, TileBuilder
 
 CHECKPOINT: Final = "checkpoint"
 
@@ -129,12 +130,52 @@ def verify_static_log(
     has_entries = (folder / "tile" / "entries").is_dir()
     if on_entries is not None and not has_entries:
         raise IntegrityFailure(f"the log in {folder} has no entries, only their hashes")
+    if on_entries is None and on_hashes is None:
+        root = _verified_root(folder, head.size, has_entries=has_entries)
+    else:
+        root = _read_through(folder, head.size, on_entries, on_hashes, has_entries=has_entries)
+    if root != head.root:
+        raise IntegrityFailure(f"the log in {folder} does not give the root that its checkpoint signs")
+    return StaticLog(head=head, note=text, entries=has_entries)
+
+
+def _verified_root(folder: Path, size: int, *, has_entries: bool) -> bytes:
+    """The root that the files give, every one of them compared; on every core where the log is long."""
+    compare = _comparer(folder)
+    # The tree above the full tiles is that of their roots, eight levels higher.
+    above = TileBuilder(lambda tile, data: compare(replace(tile, level=tile.level + 1), data))
+    full, rest = divmod(size, TILE_WIDTH)
+    for root in tile_roots(folder, full, read_tile, has_entries=has_entries):
+        above.add_hashes([root])
+    peaks = above.finish().peaks
+    if not rest:
+        return merkle.Frontier(size=size, peaks=peaks).root()
+    last = Tile(level=0, index=full, width=rest)
+    data = read_tile(folder, last)
+    if has_entries:
+        bundle = replace(last, level=ENTRIES)
+        entries = tiles.parse_bundle(read_tile(folder, bundle), bundle)
+        if b"".join(map(merkle.leaf_hash, entries)) != data:
+            raise IntegrityFailure(f"{folder / tiles.tile_path(last)} is not what the entries give")
+    tail, _ = merkle.Frontier().extend(tiles.parse_tile_bytes(data, last))
+    return merkle.Frontier(size=size, peaks=(*peaks, *tail.peaks)).root()
+
+
+def _read_through(
+    folder: Path,
+    size: int,
+    on_entries: OnEntries | None,
+    on_hashes: OnHashes | None,
+    *,
+    has_entries: bool,
+) -> bytes:
+    """The same, with what was read told on the way."""
     builder = TileBuilder(_comparer(folder))
     lowest = ENTRIES if has_entries else 0
-    for tile in tiles.tiles_for(0, head.size):
+    for tile in tiles.tiles_for(0, size):
         if tile.level != lowest:
             continue
-        data = _read(folder, tile)
+        data = read_tile(folder, tile)
         if has_entries:
             entries = tiles.parse_bundle(data, tile)
             builder.add(entries)
@@ -145,15 +186,13 @@ def verify_static_log(
         if on_hashes is not None:
             # The builder compares this very file with the entries, where there are some.
             level0 = Tile(level=0, index=tile.index, width=tile.width)
-            on_hashes(tile.start, tiles.parse_tile_bytes(_read(folder, level0), level0))
-    if builder.finish().root() != head.root:
-        raise IntegrityFailure(f"the log in {folder} does not give the root that its checkpoint signs")
-    return StaticLog(head=head, note=text, entries=has_entries)
+            on_hashes(tile.start, tiles.parse_tile_bytes(read_tile(folder, level0), level0))
+    return builder.finish().root()
 
 
 def _comparer(folder: Path) -> Callable[[Tile, bytes], None]:
     def compare(tile: Tile, data: bytes) -> None:
-        if _read(folder, tile) != data:
+        if read_tile(folder, tile) != data:
             raise IntegrityFailure(f"{folder / tiles.tile_path(tile)} is not what the entries give")
 
     return compare
@@ -176,7 +215,12 @@ def read_checkpoint(folder: Path) -> str:
         ) from exc
 
 
-def _read(folder: Path, tile: Tile) -> bytes:
+def read_tile(folder: Path, tile: Tile) -> bytes:
+    """The bytes of a file of the log; nothing of them is verified yet.
+
+    Raises:
+        IntegrityFailure: It cannot be read.
+    """
     path = folder / tiles.tile_path(tile)
     try:
         with open(path, "rb") as file:
