@@ -14,6 +14,7 @@ from broker.client.log_key import Shown
 from broker.client.trust import LogMemory
 from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, NotFound, RollbackDetected
 from broker.ledger import lineage, merkle, note, receipt
+from broker.ledger.entry import build_entry
 from broker.services import log_keys
 from broker.services.heads import HeadKeeper, check_extends
 from broker.services.house import House, LogIdentity
@@ -214,6 +215,55 @@ def test_I10_nobody_else_leads_to_another_key(world: World, both: House, tmp_pat
     with pytest.raises((IntegrityFailure, RollbackDetected)):
         log.observe(head_of(later))
     assert log.vkey == former
+
+
+def test_I10_what_a_client_saw_is_not_forgotten_with_the_key(
+    world: World, both: House, tmp_path: Path
+) -> None:
+    """A log that went back cannot hide it behind a change of its key: nothing is pinned, nothing replaced."""
+    former = both.log.vkey
+    log_keys.rotate(both)
+    later = turned(both, alone=True)
+    (tmp_path / "treehead").write_text(seen := sign_alone(both, world.size() + 5))
+    kept: list[str] = []
+    log = memory(later, tmp_path, former, keep_key=lambda vkey, head: kept.append(vkey))
+    with pytest.raises((IntegrityFailure, RollbackDetected)):
+        log.open(head_of(later))
+    assert (log.vkey, kept) == (former, [])
+    assert (tmp_path / "treehead").read_text() == seen
+
+
+@pytest.mark.parametrize("change", [{"use": "token"}, {"vkey": "other"}, {"vkey": "same"}, {"vkey": None}])
+def test_I10_a_statement_names_another_key_of_the_same_log(
+    both: House, change: dict[str, str | None]
+) -> None:
+    key, new = both.verifiers()
+    other = note.Verifier(name="other.example/log", public=new.public)
+    members = {"kid": new.key_id.hex(), "previous_kid": key.key_id.hex(), "use": "log", "vkey": new.vkey}
+
+    def statement(**changes: str | None) -> str:
+        found = {name: value for name, value in {**members, **changes}.items() if value is not None}
+        data = build_entry(type="key-rotation", time=1_760_000_000_000, salt=bytes(16), **found)
+        head = note.TreeHead(origin=key.name, size=1, root=merkle.leaf_hash(data))
+        return receipt.build_receipt(data, 0, [], note.sign_head(head, key, both.log.sign))
+
+    assert lineage.follow(key.vkey, [statement()]).key == new
+    vkeys = {"other": other.vkey, "same": key.vkey}
+    wrong = {name: vkeys.get(str(value), value) for name, value in change.items()}
+    with pytest.raises(IntegrityFailure):
+        lineage.follow(key.vkey, [statement(**wrong)])
+
+
+def test_I10_a_head_outside_that_the_former_key_signed_is_known(
+    world: World, both: House, heads: FolderHeads
+) -> None:
+    log_keys.rotate(replace(both, keep_head=lambda *, force=False: None))
+    text = sign_at(both, world.size())
+    heads.publish(world.size(), text)
+    later = replace(turned(both, alone=True), heads=heads)
+    head = check_extends(later)
+    assert head is not None
+    assert head.size == world.size()
 
 
 def test_I10_a_given_up_key_cannot_stop_the_broker(world: World, both: House) -> None:
