@@ -143,8 +143,9 @@ class LedgerStore:
                 after = batch.write(connection)
                 self._make_durable(connection, batch)
             self._seen = after
+        moved = after.tail
         return [
-            d if isinstance(d, BrokerError) else Appended(index=d.index, tail=after.tail, repeated=d.repeated)
+            d if isinstance(d, BrokerError) else Appended(index=d.index, tail=moved, repeated=d.repeated)
             for d in decided
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table
@@ -22,7 +23,8 @@ def insert_rows(connection: Connection, table: Table, values: list[dict[str, Any
         if names is None:
             connection.exec_driver_sql(text, values)
         else:
-            connection.exec_driver_sql(text, [tuple(row[name] for name in names) for row in values])
+            # Every table here has two columns or more, so each row becomes a tuple.
+            connection.exec_driver_sql(text, list(map(itemgetter(*names), values)))
 
 
 def insert_missing(connection: Connection, table: Table, values: list[dict[str, Any]]) -> None:
