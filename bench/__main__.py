@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, archive, fetch, grants, ledger, questions, verification
+from bench import agent, archive, fetch, grants, ledger, ledger_postgres, questions, verification
 
 BENCHMARKS = {
     "fetch": fetch.run,
     "agent": agent.run,
     "ledger": ledger.run,
+    "ledger-postgres": ledger_postgres.run,
     "grants": grants.run,
     "archive": archive.run,
     "questions": questions.run,

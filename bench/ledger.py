@@ -39,9 +39,9 @@ from broker.runtime import SystemClock
 from broker.wiring import MerkleRules
 
 TOGETHER: Final = 64
-_ALONE: Final = 200
+ALONE: Final = 200
 _PROOFS: Final = 500
-_TABLES: Final = ("ledger_entries", "ledger_index")
+TABLES: Final = ("ledger_entries", "ledger_index")
 
 
 def run(*, size_mib: int, rounds: int, name: str) -> int:
@@ -75,15 +75,14 @@ def run(*, size_mib: int, rounds: int, name: str) -> int:
 
 
 def _round(folder: Path, at: int, count: int) -> dict[str, float]:
-    alone, single = _appends(folder / f"alone-{at}.db", min(count, _ALONE), callers=1)
-    single.close()
-    handed = _commits(folder / f"handed-{at}.db", count)
+    with closing(open_new(f"sqlite:///{folder}/alone-{at}.db")) as store:
+        alone = appends(store, min(count, ALONE), callers=1)
+    with closing(open_new(f"sqlite:///{folder}/handed-{at}.db")) as store:
+        handed = commits(store, count)
     path = folder / f"together-{at}.db"
-    together, store = _appends(path, count, callers=TOGETHER)
-    try:
+    with closing(open_new(f"sqlite:///{path}")) as store:
+        together = appends(store, count, callers=TOGETHER)
         verification, loop, proofs = _reading(store, count)
-    finally:
-        store.close()
     return {
         "appends, 1 caller": alone,
         "appends, 64 in one commit": handed,
@@ -109,8 +108,8 @@ def _draft(at: int) -> Draft:
     return Draft(entries=(NewEntry(data=data, index=index_row(parse_entry(data))),))
 
 
-def _open(path: Path) -> LedgerStore:
-    url = f"sqlite:///{path}"
+def open_new(url: str) -> LedgerStore:
+    """A store in a new database."""
     migrate.upgrade(url)
     store = LedgerStore(
         open_engine(url), tree=MerkleRules(), integrity_key=secrets.token_bytes(32), clock=SystemClock()
@@ -119,20 +118,19 @@ def _open(path: Path) -> LedgerStore:
     return store
 
 
-def _commits(path: Path, count: int) -> float:
-    """What the threads' waiting for each other is not in: the queue's own call, with 64 drafts at a time."""
+def commits(store: LedgerStore, count: int) -> float:
+    """Entries a second without the threads' waiting for each other: the queue's own call, 64 at a time."""
     drafts = [_draft(at) for at in range(count)]
-    with closing(_open(path)) as store:
 
-        def commit() -> None:
-            for start in range(0, count, TOGETHER):
-                store._commit(drafts[start : start + TOGETHER])
+    def commit() -> None:
+        for start in range(0, count, TOGETHER):
+            store._commit(drafts[start : start + TOGETHER])
 
-        return count / _timed(commit)
+    return count / timed(commit)
 
 
-def _appends(path: Path, count: int, *, callers: int) -> tuple[float, LedgerStore]:
-    store = _open(path)
+def appends(store: LedgerStore, count: int, *, callers: int) -> float:
+    """Entries a second of so many threads, each of which appends one at a time."""
     drafts = [_draft(at) for at in range(count)]
 
     def call(at: int) -> None:
@@ -147,7 +145,7 @@ def _appends(path: Path, count: int, *, callers: int) -> tuple[float, LedgerStor
         for thread in threads:
             thread.join()
 
-    return count / _timed(run_all), store
+    return count / timed(run_all)
 
 
 def _inserts(source: Path, target: Path, count: int) -> float:
@@ -155,7 +153,7 @@ def _inserts(source: Path, target: Path, count: int) -> float:
     with closing(sqlite3.connect(source)) as log, closing(sqlite3.connect(target)) as plain:
         plain.execute("PRAGMA journal_mode=WAL")
         plain.execute("PRAGMA synchronous=FULL")
-        rows = {table: log.execute(f"SELECT * FROM {table} ORDER BY idx").fetchall() for table in _TABLES}
+        rows = {table: log.execute(f"SELECT * FROM {table} ORDER BY idx").fetchall() for table in TABLES}
 
         def insert() -> None:
             for start in range(0, count, TOGETHER):
@@ -166,7 +164,7 @@ def _inserts(source: Path, target: Path, count: int) -> float:
                     )
                 plain.commit()
 
-        return count / _timed(insert)
+        return count / timed(insert)
 
 
 def _reading(store: LedgerStore, count: int) -> tuple[float, float, float]:
@@ -181,17 +179,18 @@ def _reading(store: LedgerStore, count: int) -> tuple[float, float, float]:
             if not auditor.finish().ok:
                 raise SystemExit("the log that was written does not verify")
 
-        verification = count / _timed(verify)
-        loop = count / _timed(lambda: [hashlib.sha256(b"\0" + entry).digest() for _, entry, _ in rows])
+        verification = count / timed(verify)
+        loop = count / timed(lambda: [hashlib.sha256(b"\0" + entry).digest() for _, entry, _ in rows])
         wanted = [secrets.randbelow(count) for _ in range(_PROOFS)]
         nodes = NodeCache()
-        proofs = _timed(
+        proofs = timed(
             lambda: [merkle.inclusion_proof(at, count, reader.hashes, nodes=nodes) for at in wanted]
         )
     return verification, loop, _PROOFS / proofs
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
