@@ -313,14 +313,14 @@ class LedgerClient:
         answer = self._session.get("/v1/ledger/heads")
         kept = [str(item.get("note")) for item in answer.get("heads") or [] if isinstance(item, dict)]
         heads, problems = [], []
-        keys = self._log.named_keys()
-        for text in (*known, *kept):
-            if text.partition("\n")[0] != self._profile.origin:
-                continue  # of the time before the log went on under this name, or nothing of ours
-            try:
-                heads.append(note.open_head(text, keys))
-            except IntegrityFailure as exc:
-                problems.append(f"a kept tree head is not signed by a key of the log: {exc.what}")
+        for texts, keys in ((known, self._log.own_keys(known[0])), (kept, self._log.named_keys())):
+            for text in texts:
+                if text.partition("\n")[0] != self._profile.origin:
+                    continue  # of the time before the log went on under this name, or nothing of ours
+                try:
+                    heads.append(note.open_head(text, keys))
+                except IntegrityFailure as exc:
+                    problems.append(f"a kept tree head is not signed by a key of the log: {exc.what}")
         return heads, problems
 
     def _feed(self, auditor: Auditor, start: int, stop: int, *, full: bool) -> int:

@@ -42,8 +42,11 @@ class Shown:
 
 FindKeys = Callable[[], Shown]
 """Asks the server which keys its log names."""
-Keep = Callable[[str, str], None]
-"""Told (new key, tree head under it) once the new key is verified, to pin it durably."""
+Keep = Callable[[Sequence[str], str], None]
+"""Told (the pinned key and those that it led to, tree head under the last) to pin that one durably."""
+LOCK: Final = f".{TREE_HEAD}.lock"
+"""Held by whoever changes what a profile knows of its log."""
+_MOST_CHANGES: Final = 256
 
 
 def find_keys(session: Session) -> Shown:
@@ -64,6 +67,8 @@ def find_keys(session: Session) -> Shown:
     except ConfigurationError as exc:
         raise IntegrityFailure("the server names a key of its log that is none", why=exc.what) from exc
     statements = tuple(key["statement"] for key in keys if isinstance(key.get("statement"), str))
+    if len(statements) > _MOST_CHANGES:
+        raise IntegrityFailure("the server says that its log's key was changed more often than a log's is")
     return Shown(vkeys=vkeys, statements=statements, head=head)
 
 
@@ -79,26 +84,45 @@ def keep_with(profile: Profile) -> Keep | None:
     if profile.source is not None or not (profile.folder / CONFIG).exists():
         return None
 
-    def keep(vkey: str, head: str) -> None:
-        pin_successor(profile, vkey, head)
+    def keep(vkeys: Sequence[str], head: str) -> None:
+        pin_successor(profile, vkeys, head)
 
     return keep
 
 
-def pin_successor(profile: Profile, vkey: str, head: str) -> None:
-    """Pin a verified successor, with the tree head that was compared with what the profile remembered.
+def pin_successor(profile: Profile, vkeys: Sequence[str], head: str) -> None:
+    """Pin the last of these keys, each of which the one before named, in the place of the first.
 
-    Crash here, before the settings are written: the profile pins the key before, and follows again.
+    The tree head was compared with all that the profile remembers. Crash here, before the last line: the new
+    key is pinned, and the older head is one that a former key signed.
+
+    Raises:
+        ConfigurationError: The folder cannot be written.
     """
-    add_former(profile)
-    private_files.write_file(profile.folder / TREE_HEAD, head.encode(), mode=0o644)
-    changed = replace(profile, vkey=vkey)
-    private_files.write_file(profile.folder / CONFIG, config_text(changed).encode(), mode=0o644)
+    folder = profile.folder
+    with private_files.locked(folder / LOCK):
+        config = (private_files.find_file(folder / CONFIG) or b"").decode("utf-8", "replace")
+        before, after = (config_text(replace(profile, vkey=each)) for each in (vkeys[0], vkeys[-1]))
+        lines = zip(before.splitlines(), after.splitlines(), strict=True)
+        [(old, new)] = [(old, new) for old, new in lines if old != new]
+        if old not in config.splitlines():
+            return  # another process, or somebody, has pinned another key meanwhile
+        add_former(profile, vkeys[:-1])
+        changed = "".join(f"{new if line == old else line}\n" for line in config.splitlines())
+        private_files.write_file(folder / CONFIG, changed.encode(), mode=0o644)
+        known = (private_files.find_file(folder / TREE_HEAD) or b"").decode("utf-8", "replace")
+        if _size_of(known) < _size_of(head):
+            private_files.write_file(folder / TREE_HEAD, head.encode(), mode=0o644)
 
 
-def add_former(profile: Profile) -> None:
-    """Remember the pinned key as one that was pinned before."""
-    lines = [line for line in former_keys(profile) if line != profile.vkey] + [profile.vkey]
+def _size_of(text: str) -> int:
+    """Entries that a tree head is for, whoever signed it; -1 where there is none."""
+    return note.parse_head(note.split_note(text)[0]).size if text else -1
+
+
+def add_former(profile: Profile, vkeys: Sequence[str]) -> None:
+    """Remember keys as ones that were pinned before."""
+    lines = [line for line in former_keys(profile) if line not in vkeys] + [*vkeys]
     data = "".join(f"{line}\n" for line in lines).encode()
     private_files.write_file(profile.folder / FORMER, data, mode=0o644)
 

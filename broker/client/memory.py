@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.client.cosigned import find_policy
-from broker.client.log_key import find_keys, keep_with
+from broker.client.log_key import find_keys, keep_with, trusted_keys
 from broker.client.session import Session
 from broker.client.settings import TREE_HEAD, Profile
 from broker.client.trust import LogMemory
@@ -26,6 +26,7 @@ def open_memory(session: Session, profile: Profile) -> LogMemory:
     return LogMemory(
         profile.state,
         vkey=profile.vkey,
+        former=trusted_keys(profile)[1:],
         find_proof=find_proof,
         seed=profile.folder / TREE_HEAD,
         witnesses=find_policy(profile.folder, vkey=profile.vkey),

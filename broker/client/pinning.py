@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from broker.canonical import parse_b64url
 from broker.client import private_files
-from broker.client.log_key import add_former
+from broker.client.log_key import add_former, trusted_keys
 from broker.client.session import Session
 from broker.client.settings import CONFIG, TREE_HEAD, Profile, config_text
 from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, RollbackDetected
@@ -76,7 +76,7 @@ def _remembered(profile: Profile) -> tuple[str, TreeHead] | None:
     if data is None:
         return None
     text = data.decode("utf-8", "replace")
-    return text, note.open_head(text, profile.vkey)
+    return text, note.open_head(text, trusted_keys(profile))
 
 
 def _find_loss(session: Session, seen: TreeHead, head: TreeHead) -> str | None:
@@ -101,7 +101,7 @@ def _ask(session: Session, seen: TreeHead, head: TreeHead) -> Sequence[bytes]:
 
 def _write(before: Profile, after: Profile, head: str, seen: str | None) -> None:
     folder = before.folder
-    add_former(before)
+    add_former(before, [before.vkey])
     if seen is not None:
         key_id = note.parse_vkey(before.vkey).key_id.hex()
         private_files.write_file(folder / f"{TREE_HEAD}.{key_id}", seen.encode(), mode=0o644)

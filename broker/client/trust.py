@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.canonical import Json, parse_b64url
 from broker.client import private_files
-from broker.client.log_key import FindKeys, Keep, signed_beside, tell
+from broker.client.log_key import LOCK, FindKeys, Keep, signed_beside, tell
 from broker.client.settings import TREE_HEAD
 from broker.errors import (
     BrokerError,
+    ConfigurationError,
     IntegrityFailure,
     NotFound,
     RollbackDetected,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 FindProof = Callable[[int, int], Sequence[str]]
 """Asks the server for the consistency proof between two sizes (smaller, larger)."""
 
-LOCK: Final = f".{TREE_HEAD}.lock"
 _MOST_LOOKS: Final = 8
 
 
@@ -49,6 +49,7 @@ class LogMemory:
         find_proof: Asks for consistency proofs.
         seed: A file with the tree head that counts as seen as long as none is kept; it may be read-only.
         witnesses: Which witnesses must vouch for what the log recorded; None for none.
+        former: Keys of the same log that led to the pinned one: what they signed was seen under them.
         find_keys: Asks which keys the log names: a key that the pinned one names is followed to.
         keep_key: Pins such a key durably; without it this process alone remembers it.
     """
@@ -61,6 +62,7 @@ class LogMemory:
         find_proof: FindProof,
         seed: Path | None = None,
         witnesses: Policy | None = None,
+        former: Sequence[str] = (),
         find_keys: FindKeys | None = None,
         keep_key: Keep | None = None,
     ) -> None:
@@ -69,7 +71,7 @@ class LogMemory:
         self._seed = seed
         self._held: str | None = None
         self._vkey = vkey
-        self._own = [vkey]  # the pinned key, and those that led to it: what was seen is signed by any of them
+        self._own = [vkey, *former]
         self._find_keys, self._keep_key = find_keys, keep_key
         self._looked = False
         self._find_proof = find_proof
@@ -88,6 +90,10 @@ class LogMemory:
             return text
         return None
 
+    def _seen_text(self) -> str | None:
+        """What is remembered, as it stands."""
+        return self._held if self._held is not None else next((text for _, text in self._kept()), None)
+
     def _kept(self) -> Iterator[tuple[Path, str]]:
         own = None if self._folder is None else self._folder / TREE_HEAD
         for path, follow in ((own, False), (self._seed, True)):
@@ -97,11 +103,12 @@ class LogMemory:
 
     def _check_kept(self, path: Path, text: str) -> None:
         try:
+            vkey = self._vkey
             try:
                 note.open_head(text, self._own)
             except IntegrityFailure:
                 # Another process may have followed to the log's next key meanwhile.
-                if not self._follow():
+                if not self._follow_instead(vkey):
                     raise
                 note.open_head(text, self._own)
         except IntegrityFailure as exc:
@@ -118,6 +125,12 @@ class LogMemory:
         """The key that the log is held to now."""
         return self._vkey
 
+    def own_keys(self, text: str) -> list[str]:
+        """The pinned key, followed to where the head that the server shows needs it, and those before it."""
+        with suppress(IntegrityFailure):
+            self.open(text)
+        return list(self._own)
+
     def named_keys(self) -> list[str]:
         """The pinned key, and all that the log says it has or had: who signed what it shows of its past."""
         return [self._vkey, *(self._find_keys().vkeys if self._find_keys is not None else ())]
@@ -129,40 +142,57 @@ class LogMemory:
             IntegrityFailure: It is signed by neither.
             RollbackDetected: The log under the successor does not extend what was seen.
         """
+        vkey = self._vkey
         try:
-            head = note.open_head(text, self._vkey)
+            head = note.open_head(text, vkey)
         except IntegrityFailure:
-            if not self._follow():
+            if not self._follow_instead(vkey):
                 raise
             return note.open_head(text, self._vkey)
         if not self._looked and signed_beside(text, self._vkey):
             # Both keys sign for a while. Who follows now need not ask when the one that is pinned is gone.
             self._looked = True
             with suppress(Unavailable, Unreachable, NotFound):
-                self._follow()
+                self._follow(vkey)
         return head
 
-    def _follow(self) -> bool:
-        """Go on to the key that the pinned one names; False when it names none."""
+    def _follow_instead(self, vkey: str) -> bool:
+        """:meth:`_follow`, where what failed is the news if nobody can be asked."""
+        with suppress(Unavailable, Unreachable, NotFound):
+            return self._follow(vkey)
+        return False
+
+    def _follow(self, vkey: str) -> bool:
+        """Go on from that key to the one that it leads to; False when it leads to none.
+
+        Raises:
+            IntegrityFailure: What the server shows does not hold.
+            RollbackDetected: The log under the new key does not have all that was seen. Nothing is pinned.
+        """
         if self._find_keys is None:
             return False
         with self._lock:
-            shown, former = self._find_keys(), self._vkey
-            found = shown.follow(former)
-            if found.key.vkey == former:
+            if self._vkey != vkey:
+                return True  # another thread was faster
+            shown = self._find_keys()
+            found = shown.follow(vkey)
+            if found.key.vkey == vkey:
                 return False
             head = note.open_head(shown.head, found.key)
-            for seen in found.heads:
+            kept = [text for _, text in self._kept()] + ([] if self._held is None else [self._held])
+            known = [note.open_head(text, [*self._own, *found.keys]) for text in kept]
+            for seen in (*found.heads, *known):
+                if seen.size > head.size:
+                    raise self._rollback(f"it has {head.size} entries, and {seen.size} were seen")
                 self._link(seen, head)
-            for _, text in self._kept():
-                self._link(note.open_head(text, [*self._own, found.key]), head)
-            if self._held is not None:
-                self._link(note.open_head(self._held, self._own), head)
-            self._vkey = found.key.vkey
-            self._own.append(self._vkey)
+            vkeys = [key.vkey for key in found.keys]
+            self._own += vkeys[1:]
+            self._vkey = vkeys[-1]
             if self._keep_key is not None:
-                self._keep_key(self._vkey, shown.head)
-            tell(former, self._vkey)
+                # A folder that cannot be written: this process goes on, and the next one follows again.
+                with suppress(ConfigurationError):
+                    self._keep_key(vkeys, shown.head)
+            tell(vkey, self._vkey)
             return True
 
     def accept(self, text: Any, *, have: str | None = None, consistency: Any = ()) -> VerifiedReceipt:
@@ -234,7 +264,8 @@ class LogMemory:
 
     def _remember(self, head_note: str, head: TreeHead, linked: str | None) -> bool:
         with self._exclusively():
-            remembered = self.have()
+            # Not verified again: it is what was linked, or whoever called looks once more, without the lock.
+            remembered = self._seen_text()
             if remembered != linked and remembered is not None:
                 return False
             # Never backwards: an older head that is consistent changes nothing.
@@ -270,7 +301,7 @@ class LogMemory:
 
     def _evidence(self) -> str:
         if self._folder is None:
-            return f"show an auditor the tree head that was seen:\n{(self.have() or '').strip()}"
+            return f"show an auditor the tree head that was seen:\n{(self._seen_text() or '').strip()}"
         return f"keep {self._folder / TREE_HEAD} as evidence and show it to an auditor"
 
 

@@ -25,13 +25,18 @@ class Lineage:
     """Where the statements lead.
 
     Attributes:
-        key: The newest key; the one that they were followed from when none speaks of it.
+        keys: The key that they were followed from, and each that it led to, oldest first.
         heads: The tree head of each statement that was followed, in their order. A later head of the log
             has to extend each of them.
     """
 
-    key: Verifier
+    keys: tuple[Verifier, ...]
     heads: tuple[TreeHead, ...]
+
+    @property
+    def key(self) -> Verifier:
+        """The newest key; the one that they were followed from when none speaks of it."""
+        return self.keys[-1]
 
 
 def follow(vkey: str, statements: Sequence[str]) -> Lineage:
@@ -46,16 +51,16 @@ def follow(vkey: str, statements: Sequence[str]) -> Lineage:
         IntegrityFailure: A statement of a trusted key does not hold, or is not one.
         ConfigurationError: ``vkey`` is not a verifier key.
     """
-    key, heads = note.parse_vkey(vkey), []
+    keys, heads = [note.parse_vkey(vkey)], []
     for text in statements:
         # Not believed yet: what it says only picks the one that the trusted key must have signed.
         entry = parse_entry(receipt.parse_receipt(text).entry_bytes)
-        if entry["type"] != TYPE or entry.get("previous_kid") != key.key_id.hex():
+        if entry["type"] != TYPE or entry.get("previous_kid") != keys[-1].key_id.hex():
             continue
-        verified = receipt.verify_receipt(text, key)
-        key = _successor(key, verified.entry.get("use"), verified.entry.get("vkey"))
+        verified = receipt.verify_receipt(text, keys[-1])
+        keys.append(_successor(keys[-1], verified.entry.get("use"), verified.entry.get("vkey")))
         heads.append(verified.head)
-    return Lineage(key=key, heads=tuple(heads))
+    return Lineage(keys=tuple(keys), heads=tuple(heads))
 
 
 def _successor(key: Verifier, use: object, vkey: object) -> Verifier:

@@ -11,13 +11,14 @@ from itertools import pairwise
 
 from broker.canonical import Json
 from broker.drafts import Draft
-from broker.errors import ConfigurationError, IntegrityFailure
-from broker.ledger import lineage, merkle, receipt
+from broker.errors import ConfigurationError, IntegrityFailure, LedgerUnavailable
+from broker.ledger import lineage, merkle, note, receipt
+from broker.ledger.note import Verifier
 from broker.ports import View
 from broker.services.cosigned import head_note
 from broker.services.house import House
 from broker.services.log_names import named_keys
-from broker.services.record import append, new_entry, sign_head
+from broker.services.record import decide_and_append, new_entry, sign_head
 
 
 def check_keys(house: House) -> None:
@@ -56,34 +57,51 @@ def rotate(house: House) -> Json:
         ConfigurationError: The settings do not have exactly the key before and one key after it.
         LedgerUnavailable: It is not known to be recorded.
     """
-    with house.ledger.view() as view:
-        named, now = named_keys(view), view.now
-    if len(house.log.also) != 1 or named[-1].vkey not in (house.log.vkey, house.log.also[0].vkey):
-        raise ConfigurationError(
-            "a change of the log's key needs the key before and the key after it",
-            why=f"the log goes on under {named[-1].vkey}",
-            next="keep that key in keys.log, and put the new one, and no other, into keys.log_also",
-        )
+    if len(house.log.also) != 1:
+        raise _unready(house)
     former, new = house.verifiers()
-    index = named[-1].index
-    if named[-1].vkey == former.vkey:
-        if new.vkey in [each.vkey for each in named]:
+    with house.ledger.view() as view:
+        named = named_keys(view)
+    if len(named) > 1 and {named[-2].vkey, named[-1].vkey} == {former.vkey, new.vkey}:
+        # Recorded already. Both keys are at hand, so the head can be kept once more.
+        index, former, new = named[-1].index, *(note.parse_vkey(each.vkey) for each in named[-2:])
+    else:
+        index = _record(house, former, new)
+    _keep_statement(house, index)
+    house.keep_head(force=True)
+    return {"index": index, "vkey": new.vkey, "previous": former.vkey}
+
+
+def _record(house: House, former: Verifier, new: Verifier) -> int:
+    def decide(view: View) -> Draft:
+        vkeys = [each.vkey for each in named_keys(view)]
+        if vkeys[-1] != former.vkey:
+            raise _unready(house)
+        if new.vkey in vkeys:
             raise ConfigurationError(
                 "the key in keys.log_also is one that the log had before",
                 why=f"it goes on under {former.vkey}",
                 next="to change it, make another: broker admin keys create-log FILE",
             )
         members: Json = {"kid": new.key_id.hex(), "previous_kid": former.key_id.hex(), "vkey": new.vkey}
-        entry = new_entry(house, time=now, type=lineage.TYPE, use=lineage.USE, **members)
-        appended, _ = append(house, Draft(entries=(entry,)))
-        if appended.index is None:
-            raise IntegrityFailure("the change of the log's key was recorded nowhere")
-        index = appended.index
-    elif len(named) < 2 or named[-2].vkey != former.vkey:
-        raise ConfigurationError("the log goes on under this key already")
-    _keep_statement(house, index)
-    house.keep_head(force=True)
-    return {"index": index, "vkey": new.vkey, "previous": former.vkey}
+        entry = new_entry(house, time=view.now, type=lineage.TYPE, use=lineage.USE, **members)
+        # The epoch: of two changes at once the second one sees the first.
+        return Draft(entries=(entry,), bumps_epoch=True)
+
+    index = decide_and_append(house, decide).index
+    if index is None:
+        raise IntegrityFailure("the change of the log's key was recorded nowhere")
+    return index
+
+
+def _unready(house: House) -> ConfigurationError:
+    with house.ledger.view() as view:
+        named = named_keys(view)[-1].vkey
+    return ConfigurationError(
+        "a change of the log's key needs the key before and the key after it",
+        why=f"the log goes on under {named}",
+        next="keep that key in keys.log, and put the new one, and no other, into keys.log_also",
+    )
 
 
 def _keep_statement(house: House, index: int) -> None:
@@ -102,6 +120,7 @@ def show_keys(house: House) -> Json:
 
     Raises:
         IntegrityFailure: What is stored does not show it.
+        LedgerUnavailable: A statement is not kept: it was recorded a moment ago, or it is lost.
     """
     with house.ledger.view() as view:
         named = named_keys(view)
@@ -117,7 +136,8 @@ def show_keys(house: House) -> Json:
 def _statement(view: View, index: int) -> str:
     text = view.head(index + 1)
     if text is None:
-        raise IntegrityFailure(
+        # Also for a moment after the entry: whoever asks comes again.
+        raise LedgerUnavailable(
             "the tree head that names the log's new key is not kept",
             next="on the server, with both keys: broker admin keys rotate-log",
         )

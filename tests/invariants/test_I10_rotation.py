@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.canonical import b64url
-from broker.client.log_key import Shown
+from broker.client.log_key import Shown, keep_with
+from broker.client.settings import Profile, config_text
 from broker.client.trust import LogMemory
-from broker.errors import BrokerError, ConfigurationError, IntegrityFailure, NotFound, RollbackDetected
+from broker.errors import (
+    BrokerError,
+    ConfigurationError,
+    IntegrityFailure,
+    LedgerUnavailable,
+    NotFound,
+    RollbackDetected,
+    Unreachable,
+)
 from broker.ledger import lineage, merkle, note, receipt
 from broker.ledger.entry import build_entry
 from broker.services import log_keys
@@ -132,10 +143,16 @@ def test_I10_a_change_needs_exactly_the_key_before_and_one_after(world: World, b
         with pytest.raises(ConfigurationError):
             log_keys.rotate(replace(both, log=log))
     assert world.size() == size
-    log_keys.rotate(both)
+    made = log_keys.rotate(both)
+    # Also once the keys have changed places: it keeps the statement again, should that be lost.
+    assert log_keys.rotate(turned(both)) == made
+    later = turned(both, alone=True)
+    later = replace(later, log=replace(later.log, also=(third,)))
+    log_keys.rotate(later)
+    back = replace(both, log=replace(third, also=(replace(both.log, also=()),)))
     with pytest.raises(ConfigurationError, match="had before"):
-        log_keys.rotate(turned(both))
-    assert world.size() == size + 1
+        log_keys.rotate(back)
+    assert world.size() == size + 2
 
 
 def test_I10_it_changes_again_and_again(world: World, both: House, tmp_path: Path) -> None:
@@ -148,7 +165,7 @@ def test_I10_it_changes_again_and_again(world: World, both: House, tmp_path: Pat
         house = replace(house, log=replace(house.log, also=(new_key(house),)))
     assert len(shown(house).vkeys) == 4
     kept: list[str] = []
-    log = memory(house, None, first, keep_key=lambda vkey, head: kept.append(vkey))
+    log = memory(house, None, first, keep_key=lambda vkeys, head: kept.extend(vkeys))
     assert log.open(head_of(house)).size == world.size()
     assert log.vkey == kept[-1] == house.log.vkey
     # From the middle too; what leads to a key says nothing of those before it.
@@ -226,7 +243,7 @@ def test_I10_what_a_client_saw_is_not_forgotten_with_the_key(
     later = turned(both, alone=True)
     (tmp_path / "treehead").write_text(seen := sign_alone(both, world.size() + 5))
     kept: list[str] = []
-    log = memory(later, tmp_path, former, keep_key=lambda vkey, head: kept.append(vkey))
+    log = memory(later, tmp_path, former, keep_key=lambda vkeys, head: kept.extend(vkeys))
     with pytest.raises((IntegrityFailure, RollbackDetected)):
         log.open(head_of(later))
     assert (log.vkey, kept) == (former, [])
@@ -264,6 +281,113 @@ def test_I10_a_head_outside_that_the_former_key_signed_is_known(
     head = check_extends(later)
     assert head is not None
     assert head.size == world.size()
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_I10_a_smaller_log_is_never_taken_for_the_one_that_was_seen(
+    world: World, both: House, tmp_path: Path, size: int
+) -> None:
+    """A true head of earlier, or of nothing, would make a client forget what came after it."""
+    former = both.log.vkey
+    log_keys.rotate(both)
+    later = turned(both, alone=True)
+    (tmp_path / "treehead").write_text(seen := sign_at(both, world.size()))
+    kept: list[str] = []
+    old = replace(shown(later), head=sign_at(later, size))
+    log = memory(
+        later, tmp_path, former, find_keys=lambda: old, keep_key=lambda vkeys, head: kept.extend(vkeys)
+    )
+    with pytest.raises(RollbackDetected):
+        log.open(head_of(later))
+    assert (log.vkey, kept, (tmp_path / "treehead").read_text()) == (former, [], seen)
+
+
+def test_I10_threads_that_meet_the_new_key_at_once_all_go_on(world: World, both: House) -> None:
+    former = both.log.vkey
+    log_keys.rotate(both)
+    later = turned(both, alone=True)
+    together = threading.Barrier(4)
+
+    def find() -> Shown:
+        return shown(later)
+
+    log = memory(later, None, former, find_keys=find)
+    text = head_of(later)
+
+    def open_head(_: int) -> int:
+        together.wait(10)
+        return log.open(text).size
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(open_head, range(4))) == [world.size()] * 4
+
+
+def test_I10_what_a_key_between_signed_is_the_profile_s_own(
+    world: World, both: House, tmp_path: Path
+) -> None:
+    """Two changes while a job slept; its folder holds a head that only the key between them signed."""
+    first = both.log.vkey
+    log_keys.rotate(both)
+    between = turned(both, alone=True)
+    (tmp_path / "treehead").write_text(head_of(between))
+    between = replace(between, log=replace(between.log, also=(new_key(between),)))
+    log_keys.rotate(between)
+    last = turned(between, alone=True)
+    log = memory(last, tmp_path, first)
+    log.observe(head_of(last))
+    assert log.vkey == last.log.vkey
+    assert memory(last, tmp_path, last.log.vkey, former=[first]).have() == head_of(last)
+
+
+def test_I10_nobody_to_ask_does_not_hide_a_forged_head(world: World, both: House) -> None:
+    def away() -> Shown:
+        raise Unreachable("nobody answers")
+
+    log = memory(both, None, both.log.vkey, find_keys=away)
+    with pytest.raises(IntegrityFailure):
+        log.open(sign_alone(replace(both, log=new_key(both)), 3))
+    # And where the pinned key still signs, it does not stop anything.
+    assert log.open(head_of(both)).size == world.size()
+
+
+def test_I10_of_two_changes_at_once_one_is_made(world: World, both: House) -> None:
+    other = replace(both, log=replace(both.log, also=(new_key(both),)))
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(log_keys.rotate, house) for house in (both, other)]
+    failures = [each.exception() for each in done]
+    assert sorted(type(each).__name__ for each in failures) == ["ConfigurationError", "NoneType"]
+    assert len(shown(both).vkeys) == 2
+
+
+def test_I10_a_profile_s_pin_moves_forward_only(world: World, both: House, tmp_path: Path) -> None:
+    first, second = (each.vkey for each in both.log.every)
+    third = new_key(both).vkey
+    folder = tmp_path / "profile"
+    folder.mkdir(mode=0o700)
+    profile = Profile(
+        folder=folder,
+        server="http://127.0.0.1:1",
+        principal="user:ana",
+        issuer="http://127.0.0.1:1",
+        origin=both.log.origin,
+        vkey=first,
+        store_hosts=(),
+    )
+    text = config_text(profile) + "\n# somebody's own words\n"
+    (folder / "config.toml").write_text(text)
+    (folder / "treehead").write_text(newest := sign_at(both, 3))
+    keep = keep_with(profile)
+    assert keep is not None
+    keep([first, second, third], sign_at(both, 2))
+    found = (folder / "config.toml").read_text()
+    assert f'vkey = "{third}"' in found
+    assert "# somebody's own words" in found
+    assert (folder / "treehead").read_text() == newest
+    assert (folder / "former-logs").read_text().split() == [first, second]
+    # Another process, that has followed to the second key only, is late.
+    keep([first, second], sign_at(both, 4))
+    assert (folder / "config.toml").read_text() == found
+    assert (folder / "treehead").read_text() == newest
 
 
 def test_I10_a_given_up_key_cannot_stop_the_broker(world: World, both: House) -> None:
@@ -309,7 +433,7 @@ def test_I10_without_the_kept_head_nobody_is_led(world: World, both: House) -> N
     """The statement is a head that was kept. Where it is lost the answer says how to make it again."""
     log_keys.rotate(both)
     without = replace(both, ledger=_Forgetful(both.ledger))  # type: ignore[arg-type]
-    with pytest.raises(IntegrityFailure, match="not kept"):
+    with pytest.raises(LedgerUnavailable, match="not kept"):
         log_keys.show_keys(without)
 
 
