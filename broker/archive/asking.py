@@ -183,6 +183,12 @@ def _translated(duckdb: Any, bounds: Bounds) -> Iterator[threading.Event]:
             ) from exc
         why = " ".join(str(exc).split())
         raise UsageError("DuckDB refuses the question", why=why[:_LONGEST_WHY]) from exc
+    except (OverflowError, ValueError) as exc:
+        raise UsageError(
+            "the answer holds a value that cannot be shown", next="cast it to text: CAST(... AS VARCHAR)"
+        ) from exc
+    except MemoryError as exc:
+        raise TooLarge("the answer needs more memory than it may have", next="ask for fewer rows") from exc
 
 
 def _plain(value: Any) -> Any:

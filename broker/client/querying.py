@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ Counted = Callable[[int, int], None]
 CACHE: Final = "ledger-rows"
 """Folder of a profile in which rows are kept from one question to the next."""
 _STATE: Final = "state.json"
+_LOCK: Final = ".lock"
 _SCHEMA: Final = "broker/rows/v1"
 _PAGE: Final = 5000
 
@@ -120,13 +122,15 @@ def query_log(
     text = ledger.checkpoint()
     head = log.open(text)
     with _place(folder) as place:
-        cache = RowCache(place, log.vkey)
-        while cache.size < head.size:
-            stop = min(cache.size + _PAGE, head.size)
-            cache.add(ledger.read_entries(cache.size, stop))
-            if on_progress is not None:
-                on_progress(stop, head.size)
-        cache.keep(text, head)
+        # One at a time: each would sweep away what the other has not named yet.
+        with private_files.locked(place / _LOCK):
+            cache = RowCache(place, log.vkey)
+            while cache.size < head.size:
+                stop = min(cache.size + _PAGE, head.size)
+                cache.add(ledger.read_entries(cache.size, stop))
+                if on_progress is not None:
+                    on_progress(stop, head.size)
+            cache.keep(text, head)
         answer = ask(cache.files(), sql, bounds=bounds or Bounds())
         return Queried(answer=answer, head=log.open(cache.note), entries=cache.size)
 
@@ -135,8 +139,7 @@ class RowCache:
     """The rows of a log in a private folder, up to a size whose signed root they give.
 
     Files are whole or not there, and count only once the state, written last, names them by their digests.
-    Two processes may use it at once: whoever ends last leaves its state. A folder that is damaged in any
-    way is one that is empty.
+    Whoever adds to it holds its lock. A folder that is damaged in any way is one that is empty.
 
     Args:
         folder: Of this process's user alone.
@@ -276,7 +279,10 @@ def _place(folder: Path | None) -> Iterator[Path]:
 def _make_private(place: Path) -> None:
     try:
         place.mkdir(mode=0o700, exist_ok=True)
-        if place.is_symlink() or place.stat().st_uid != os.getuid():
-            raise ConfigurationError(f"{place} is not a folder of this user")
+        found = place.stat(follow_symlinks=False)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise ConfigurationError(
+                f"{place} is not a folder that only this user writes to", next="remove it: it is made anew"
+            )
     except OSError as exc:
         raise ConfigurationError(f"cannot make {place}", why=exc.strerror) from exc

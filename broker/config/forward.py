@@ -93,6 +93,10 @@ class ForwardSettings(BaseModel):
             raise ValueError("tcp in clear is for loopback only, unless unsafe_plaintext is set")
 
     def _parts(self) -> SplitResult:
-        parts = urlsplit(self.url or "")
-        _ = parts.port  # raises ValueError
+        try:
+            parts = urlsplit(self.url or "")
+            _ = parts.port
+        except ValueError:
+            # Its own words would quote the URL (I11).
+            raise ValueError("the url is not one") from None
         return parts

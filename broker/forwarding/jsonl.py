@@ -6,6 +6,7 @@ written: what it was of was not delivered, and comes again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -46,11 +47,11 @@ class LineFile:
         try:
             fd, made = self._open()
             try:
+                if made:
+                    _sync_folder(self._path.parent)
                 self._append(fd, data)
             finally:
                 os.close(fd)
-            if made:
-                _sync_folder(self._path.parent)
         except OSError as exc:
             raise Unavailable("the file cannot be written", why=exc.strerror) from exc
 
@@ -72,8 +73,11 @@ class LineFile:
     def _append(self, fd: int, data: bytes) -> None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ConfigurationError("what is to be written to is no plain file")
-        # Another forwarder, whose lease ran out while it wrote, is waited for.
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Another forwarder, whose lease ran out while it wrote: the next try finds it done. Nobody is waited
+        # for, since whoever may read the file may hold it.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), os.stat(self._path)):
+            raise FileNotFoundError(errno.ENOENT, "it was moved away meanwhile")
         start = _whole_lines(fd)
         os.ftruncate(fd, start)
         try:

@@ -100,6 +100,18 @@ def test_the_next_question_reads_what_is_new(
     assert len(list(place.glob("range=*"))) == 2
 
 
+def test_a_cache_that_others_may_write_to_is_not_used(served: Served, aud: Person) -> None:
+    asked(served, aud, COUNT)
+    place = cache_of(served, aud)
+    place.chmod(0o777)
+    try:
+        refused = served.run(aud, "ledger", "query", COUNT)
+        assert refused.exit_code == 2
+        assert "only this user" in refused.stderr
+    finally:
+        place.chmod(0o700)
+
+
 @pytest.mark.parametrize("damage", ["a byte", "no file", "state", "another log", "nonsense"])
 def test_a_damaged_cache_is_read_again(served: Served, aud: Person, damage: str) -> None:
     [before] = asked(served, aud, COUNT)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from broker.config import CONFIG_VARIABLE, load_settings
 from broker.config.forward import ForwardSettings
@@ -114,6 +115,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def join(monkeypatch: pytest.MonkeyPatch, *tables: dict[str, Any]) -> None:
     monkeypatch.setenv("BROKER_FORWARD", json.dumps(tables))
     open_forwarding(load_settings()).close()
+
+
+def test_a_wrong_url_is_not_quoted() -> None:
+    with pytest.raises(ValidationError) as wrong:
+        ForwardSettings.model_validate({**WEBHOOK, "url": "https://user:hunter2/x@siem.example/"})
+    assert not any("hunter" in str(error["msg"]) for error in wrong.value.errors())
+    assert wrong.value.errors()[0]["msg"].endswith("the url is not one")
 
 
 def test_destinations_are_joined(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -111,7 +112,15 @@ def test_no_room_leaves_no_part_of_a_batch(tmp_path: Path) -> None:
 
 def test_two_that_write_at_once_mix_no_lines(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    threads = [threading.Thread(target=LineFile(path).deliver, args=([entry(at)] * 50,)) for at in range(4)]
+
+    def deliver(at: int) -> None:
+        while True:
+            try:
+                return LineFile(path).deliver([entry(at)] * 50)
+            except Unavailable:
+                continue  # another one writes: a forwarder comes again too
+
+    threads = [threading.Thread(target=deliver, args=(at,)) for at in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -119,3 +128,35 @@ def test_two_that_write_at_once_mix_no_lines(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines()
     assert len(lines) == 200
     assert set(lines) == {b'{"index":%d}' % at for at in range(4)}
+
+
+def test_whoever_holds_the_file_does_not_hold_up_the_forwarder(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    file = LineFile(path)
+    file.deliver([entry(0)])
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(Unavailable):
+            file.deliver([entry(1)])
+    file.deliver([entry(1)])
+    assert path.read_bytes() == b'{"index":0}\n{"index":1}\n'
+
+
+def test_lines_for_a_file_that_is_taken_away_meanwhile_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    file = LineFile(path)
+    file.deliver([entry(0)])
+    real = fcntl.flock
+
+    def lock(fd: int, how: int) -> None:
+        path.unlink()
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with pytest.raises(Unavailable):
+        file.deliver([entry(1)])
+    monkeypatch.undo()
+    file.deliver([entry(1)])
+    assert path.read_bytes() == b'{"index":1}\n'
