@@ -191,8 +191,12 @@ def test_a_killed_upload_resumes(stack: Stack, pub: User, ana: User, tmp_path: P
     assert "acme/resumed" not in ana.cli("ls", "acme").out, "an upload is visible before its commit"
     pub.cli(*words)
     after = stack.objects()
-    # What the store held is what it holds: the same upload went on, nothing was sent twice.
-    assert there.items() <= after.items()
+    # What the store held whole is what it holds: the same upload went on, nothing was sent twice. A PUT
+    # whose connection ended before its first body byte leaves an empty object: that one is made again.
+    torn = {name for name, (size, _) in there.items() if size == 0}
+    assert len(torn) <= 1, "one worker can leave one torn object"
+    assert {item for item in there.items() if item[0] not in torn} <= after.items()
+    assert all(after[name][0] > 0 for name in torn)
     ana.cli("get", "acme/resumed@v1", tmp_path / "out")
     assert read_tree(tmp_path / "out") == files
     assert list(journals.glob("*.jsonl")) == []
