@@ -10,14 +10,16 @@ import hmac
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, delete, select, tuple_
+from sqlalchemy import Connection, Delete, Integer, Table, bindparam, delete, select, tuple_
 from sqlalchemy.sql.elements import ColumnElement
 
 from broker import limits
 from broker.canonical import sha256_digest
 from broker.db import tables
+from broker.db.driver import write_rows
 from broker.db.held import Held, RowId, row_id
 from broker.db.macs import Macs
 from broker.db.rows import codec
@@ -310,9 +312,15 @@ class Batch:
 
     def _sweep(self, connection: Connection, table: Table, end: ColumnElement[int], added: int) -> None:
         """Delete some rows whose end has passed: more than were added, so that the table stays small."""
-        keys = list(table.primary_key.columns)
-        old = select(*keys).where(end < self._now).order_by(end).limit(2 * added + _SWEEP_SPARE)
-        connection.execute(delete(table).where(tuple_(*keys).in_(old)))
+        values = {"now": self._now, "most": 2 * added + _SWEEP_SPARE}
+        write_rows(connection, _sweep_statement(table, end), [values])
+
+
+@cache
+def _sweep_statement(table: Table, end: ColumnElement[int]) -> Delete:
+    keys = list(table.primary_key.columns)
+    old = select(*keys).where(end < bindparam("now")).order_by(end).limit(bindparam("most", type_=Integer))
+    return delete(table).where(tuple_(*keys).in_(old))
 
 
 def _open_extents(bitmap: bytes, extents: Sequence[tuple[int, int]]) -> tuple[bytes, int]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from broker.db.driver import run_text
 from broker.errors import ConfigurationError, LedgerUnavailable
 
 BUSY_SECONDS: Final = 5
@@ -118,7 +119,7 @@ def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
         if writes:
             _begin_to_write(connection)
         else:
-            connection.exec_driver_sql("BEGIN")
+            run_text(connection, "BEGIN")
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
@@ -127,17 +128,17 @@ def _prepare_sqlite(engine: Engine, *, writes: bool) -> None:
 def _begin_to_write(connection: Connection) -> None:
     # SQLite itself looks again after 1, 2, 5, ... 100 ms: with several processes that commit every few
     # milliseconds, one of them may then wait for a second. So it is asked more often, and as long.
-    connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    run_text(connection, "PRAGMA busy_timeout=0")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            run_text(connection, "BEGIN IMMEDIATE")
         except DBAPIError as exc:
             if not is_transient(exc) or time.monotonic() > deadline:
                 raise
             threading.Event().wait(_BUSY_PAUSE_SECONDS)
         else:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000:.0f}")
+            run_text(connection, f"PRAGMA busy_timeout={BUSY_SECONDS * 1000:.0f}")
             return
 
 

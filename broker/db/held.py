@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cache
+from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Table, select, tuple_
+from sqlalchemy import Connection, Select, Table, bindparam, select, tuple_
 
+from broker.db.driver import read_rows
 from broker.db.macs import Macs
 from broker.db.rows import chunks, codec
 from broker.db.tables import meters, opened, replays, requests
@@ -16,6 +18,8 @@ from broker.drafts import Absent, Draft
 from broker.errors import IntegrityFailure, InternalError
 from broker.model import ROW_KEYS, Row, row_key
 
+_FEW: Final = 8
+"""Keys that are asked for one by one: their statement is never built anew."""
 RowId = tuple[type[Any], tuple[Any, ...]]
 """A row's class and key."""
 
@@ -91,11 +95,29 @@ def read_held(connection: Connection, drafts: Sequence[Draft], macs: Macs) -> He
 
 
 def _rows(connection: Connection, table: Table, keys: set[Any]) -> list[Any]:
-    columns = list(table.primary_key.columns)
     found: list[Any] = []
+    if len(keys) <= _FEW:
+        statement, names = _by_key(table)
+        for key in keys:
+            found.extend(read_rows(connection, statement, dict(zip(names, key, strict=True))))
+        shape = _shape(table)
+        return [shape(*row) for row in found]
+    columns = list(table.primary_key.columns)
     for chunk in chunks(sorted(keys)):
         found.extend(connection.execute(select(table).where(tuple_(*columns).in_(chunk))))
     return found
+
+
+@cache
+def _by_key(table: Table) -> tuple[Select[Any], tuple[str, ...]]:
+    columns = list(table.primary_key.columns)
+    where = [column == bindparam(f"key_{column.name}") for column in columns]
+    return select(table).where(*where), tuple(f"key_{column.name}" for column in columns)
+
+
+@cache
+def _shape(table: Table) -> Any:
+    return namedtuple("_Shape", [column.name for column in table.columns])
 
 
 def _read_rows(connection: Connection, drafts: Sequence[Draft], macs: Macs, held: Held) -> None:

@@ -21,6 +21,7 @@ from broker.db.engine import is_transient, open_engine
 from broker.db.held import read_held
 from broker.db.macs import Macs, alarm
 from broker.db.queue import CommitQueue, Outcome
+from broker.db.remembered import Remembered
 from broker.db.statements import dialect_insert, insert_missing
 from broker.db.tail import StoredTail, TreeRules, create_tail, lock_tail, read_now, read_tail
 from broker.db.values import is_storable
@@ -68,6 +69,7 @@ class LedgerStore:
         self._queue: Final = CommitQueue(self._commit)
         self._seen: StoredTail | None = None
         self._outside: tuple[int, bytes] = (0, b"")
+        self._remembered: Final = Remembered()
         self._heads_lock: Final = threading.Lock()
         self._kept_head = -1
 
@@ -308,7 +310,7 @@ class LedgerStore:
             LedgerUnavailable: The database does not answer, also later, inside the block.
         """
         with self._snapshot() as connection:
-            yield SqlView(connection, macs=self._macs, clock=self._clock)
+            yield SqlView(connection, macs=self._macs, clock=self._clock, remembered=self._remembered)
 
     @contextmanager
     def reader(self) -> Iterator[SqlReader]:
@@ -323,7 +325,7 @@ class LedgerStore:
     @contextmanager
     def _snapshot(self) -> Iterator[Connection]:
         try:
-            with self._readers.connect() as connection:
+            with self._readers.connect() as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as exc:
             raise LedgerUnavailable("the database does not answer", why=type(exc).__name__) from exc

@@ -53,8 +53,9 @@ class RowCodec(Generic[R]):
         self.keys: Final = ROW_KEYS[row]
         self.members: Final = _members(row)
         self.key_columns: Final = [self.table.c[name] for name in self.keys]
+        self.columns: Final = [column.name for column in self.table.columns]
         # Built once: every grant looks a dozen rows up, and building a statement costs more than running it.
-        self._by_key: Final = select(self.table).where(
+        self.by_key: Final = select(self.table).where(
             *(self.table.c[name] == bindparam(f"key_{name}") for name in self.keys)
         )
 
@@ -115,7 +116,7 @@ class RowCodec(Generic[R]):
             return None
         self.check_key(key)
         wanted = {f"key_{name}": part for name, part in zip(self.keys, key, strict=True)}
-        stored = connection.execute(self._by_key, wanted).mappings().first()
+        stored = connection.execute(self.by_key, wanted).mappings().first()
         return None if stored is None else self.decode(cast(Mapping[str, Any], stored), macs)
 
     def find_many(

@@ -7,13 +7,14 @@ our MAC, its compact range gives its root, and the entries end exactly where the
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from sqlalchemy import BigInteger, Connection, Row, Table, cast, extract, func, select, update
+from sqlalchemy import BigInteger, Connection, Table, bindparam, cast, extract, func, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from broker.db.driver import read_rows, write_rows
 from broker.db.macs import Macs, alarm
 from broker.db.statements import insert_missing
 from broker.db.tables import METADATA, ledger_entries, ledger_heads, ledger_tail
@@ -22,6 +23,24 @@ from broker.model import Tail
 from broker.ports import Clock
 
 _MS: Final = 1000
+_CLOCK: Final = cast(func.floor(extract("epoch", func.clock_timestamp()) * _MS), BigInteger)
+_NOW: Final = select(_CLOCK)
+TAIL: Final = select(
+    ledger_tail.c.size,
+    ledger_tail.c.root,
+    ledger_tail.c.state_epoch,
+    ledger_tail.c.frontier,
+    ledger_tail.c.tail_mac,
+)
+"""The tail's row, as :func:`check_tail` takes it."""
+_LOCKED: Final = TAIL.with_for_update()
+_ENDS: Final = select(
+    select(func.max(ledger_entries.c.idx)).scalar_subquery(),
+    select(func.max(ledger_heads.c.size)).scalar_subquery(),
+)
+_MOVE: Final = update(ledger_tail).values(
+    {name: bindparam(name) for name in ("size", "root", "state_epoch", "frontier", "tail_mac")}
+)
 
 
 class TreeRules(Protocol):
@@ -61,19 +80,25 @@ def database_clock(connection: Connection) -> ColumnElement[int] | None:
     """The database's own clock in milliseconds since 1970, where it has one that replicas share."""
     if connection.dialect.name != "postgresql":
         return None
-    return cast(func.floor(extract("epoch", func.clock_timestamp()) * _MS), BigInteger)
+    return _CLOCK
 
 
 def read_now(connection: Connection, clock: Clock) -> int:
     """The time that proofs and decisions are judged by: the database's clock, else ``clock``."""
-    column = database_clock(connection)
-    return clock.now() if column is None else int(connection.execute(select(column)).scalar_one())
+    if connection.dialect.name != "postgresql":
+        return clock.now()
+    return int(read_rows(connection, _NOW, {})[0][0])
 
 
-def _checked(row: Row[Any] | None, macs: Macs) -> StoredTail:
+def check_tail(row: Sequence[Any] | None, macs: Macs) -> StoredTail:
+    """The tail that a row of :data:`TAIL` holds.
+
+    Raises:
+        IntegrityFailure: There is no row, or its MAC does not hold.
+    """
     if row is None:
         raise alarm("the ledger's tail is missing")
-    size, root, epoch, frontier, mac = row.size, row.root, row.state_epoch, row.frontier, row.tail_mac
+    size, root, epoch, frontier, mac = row
     types = [type(value) for value in (size, root, epoch, frontier, mac)]
     if types != [int, bytes, int, bytes, bytes]:
         raise alarm("the ledger's tail is not what the broker wrote", why="a column holds another type")
@@ -86,13 +111,17 @@ def _checked(row: Row[Any] | None, macs: Macs) -> StoredTail:
     return StoredTail(size=size, root=root, epoch=epoch, frontier=frontier)
 
 
+def _one_tail(rows: Sequence[Sequence[Any]], macs: Macs) -> StoredTail:
+    return check_tail(rows[0] if rows else None, macs)
+
+
 def read_tail(connection: Connection, macs: Macs) -> StoredTail:
     """The tail of the connection's snapshot.
 
     Raises:
         IntegrityFailure: There is none, or its MAC does not hold.
     """
-    return _checked(connection.execute(select(ledger_tail)).first(), macs)
+    return _one_tail(read_rows(connection, TAIL, {}), macs)
 
 
 def lock_tail(connection: Connection, macs: Macs, tree: TreeRules) -> StoredTail:
@@ -103,16 +132,11 @@ def lock_tail(connection: Connection, macs: Macs, tree: TreeRules) -> StoredTail
     Raises:
         IntegrityFailure: The tail, or the end of the ledger's tables, is not what the broker wrote.
     """
-    found = _checked(connection.execute(select(ledger_tail).with_for_update()).first(), macs)
+    found = _one_tail(read_rows(connection, _LOCKED, {}), macs)
     if tree.size_root(found.frontier) != (found.size, found.root):
         raise alarm("the ledger's compact range does not give its root")
     # A statement of its own: under the lock, with a snapshot that is younger than the lock.
-    last, head = connection.execute(
-        select(
-            select(func.max(ledger_entries.c.idx)).scalar_subquery(),
-            select(func.max(ledger_heads.c.size)).scalar_subquery(),
-        )
-    ).one()
+    last, head = read_rows(connection, _ENDS, {})[0]
     if (-1 if last is None else last) != found.size - 1:
         raise alarm(
             "the ledger's entries do not end where its tail says",
@@ -125,7 +149,7 @@ def lock_tail(connection: Connection, macs: Macs, tree: TreeRules) -> StoredTail
 
 def write_tail(connection: Connection, tail: StoredTail, macs: Macs) -> None:
     """Move the tail, which :func:`lock_tail` has locked."""
-    connection.execute(update(ledger_tail).values(**_columns(tail, macs)))
+    write_rows(connection, _MOVE, [_columns(tail, macs)])
 
 
 def create_tail(connection: Connection, macs: Macs, tree: TreeRules) -> None:

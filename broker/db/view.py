@@ -12,7 +12,9 @@ from sqlalchemy import cast as sql_cast
 from broker.canonical import sha256_digest
 from broker.db.bounded import bounded
 from broker.db.counting import count_statement, decode_counts
+from broker.db.driver import read_rows
 from broker.db.macs import Macs, alarm
+from broker.db.remembered import Remembered, find_row
 from broker.db.rows import codec
 from broker.db.search import decode_index_row, search_statement
 from broker.db.tables import (
@@ -25,7 +27,7 @@ from broker.db.tables import (
     meters,
     requests,
 )
-from broker.db.tail import read_now, read_tail
+from broker.db.tail import TAIL, check_tail, read_now, read_tail
 from broker.db.values import is_storable
 from broker.errors import IntegrityFailure, InternalError, NotFound
 from broker.model import IndexRow, Query, Tail, Version
@@ -48,6 +50,10 @@ def _hashes_between(
 _LEAVES: Final = _hashes_between(ledger_entries.c.idx, ledger_entries.c.leaf_hash)
 _NODES: Final = _hashes_between(
     ledger_hashes.c.idx, ledger_hashes.c.hash, ledger_hashes.c.level == bindparam("level")
+)
+_METER: Final = select(meters.c.opened_bytes).where(meters.c.holder == bindparam("holder"))
+_REQUEST: Final = select(requests.c.body_digest, requests.c.entry_idx).where(
+    requests.c.jkt == bindparam("jkt"), requests.c.request_id == bindparam("request_id")
 )
 """Built once: building a statement costs as much as answering it."""
 
@@ -100,7 +106,7 @@ class SqlReader:
             IntegrityFailure: One is missing, or no hash.
         """
         places = {"level": level, "start": start, "stop": stop}
-        rows = self._connection.execute(_LEAVES if level == 0 else _NODES, places).all()
+        rows = read_rows(self._connection, _LEAVES if level == 0 else _NODES, places)
         indices, found = zip(*rows, strict=True) if rows else ((), ())
         if list(indices) != list(range(start, stop)):
             raise IntegrityFailure(f"stored hashes of level {level} are missing", why=f"in [{start}, {stop})")
@@ -212,10 +218,13 @@ class SqlView(SqlReader):
         IntegrityFailure: The tail does not hold; so its epoch is not to be believed either.
     """
 
-    def __init__(self, connection: Connection, *, macs: Macs, clock: Clock) -> None:
+    def __init__(
+        self, connection: Connection, *, macs: Macs, clock: Clock, remembered: Remembered | None = None
+    ) -> None:
         super().__init__(connection, macs=macs)
+        self._remembered = Remembered() if remembered is None else remembered
         # The first read fixes the snapshot: before it, SQLite's transaction has not begun to see.
-        self._tail = read_tail(connection, macs).tail
+        self._tail = self._read_tail()
         self.now = read_now(connection, clock)
         self.epoch = self._tail.epoch
         # A snapshot does not change: what one rule looked up, the next one is given.
@@ -225,12 +234,25 @@ class SqlView(SqlReader):
         """The tail."""
         return self._tail
 
+    def _read_tail(self) -> Tail:
+        rows = read_rows(self._connection, TAIL, {})
+        if not rows:
+            return check_tail(None, self._macs).tail
+        stored = rows[0]
+        return self._remembered.of(Tail, stored, lambda: check_tail(stored, self._macs).tail)
+
     def find(self, row: type[R], *key: object) -> R | None:
         """The row of that class under that key. Raises IntegrityFailure when its MAC does not hold."""
         place = (row, key)
         if place not in self._found:
-            self._found[place] = codec(row).find(self._connection, key, self._macs)
+            self._found[place] = self._find(row, key)
         return cast(R | None, self._found[place])
+
+    def _find(self, row: type[R], key: tuple[object, ...]) -> R | None:
+        if not all(is_storable(part) for part in key):
+            return None
+        codec(row).check_key(key)
+        return find_row(self._connection, row, key, macs=self._macs, remembered=self._remembered)
 
     def list(self, row: type[R], **where: object) -> builtins.list[R]:
         """Rows of that class whose members equal ``where``, ordered by key.
@@ -290,13 +312,12 @@ class SqlView(SqlReader):
         """(body digest, entry index) of a request that was recorded before."""
         if not is_storable(jkt) or not is_storable(request_id):
             return None
-        wanted = select(requests.c.body_digest, requests.c.entry_idx)
-        row = self._connection.execute(
-            wanted.where(requests.c.jkt == jkt, requests.c.request_id == request_id)
-        ).first()
-        return None if row is None else (row.body_digest, row.entry_idx)
+        rows = read_rows(self._connection, _REQUEST, {"jkt": jkt, "request_id": request_id})
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def meter(self, holder: str) -> int:
         """Opened bytes charged to a holder so far."""
-        wanted = select(meters.c.opened_bytes).where(meters.c.holder == holder)
-        return int(self._value(wanted, holder) or 0)
+        if not is_storable(holder):
+            return 0
+        rows = read_rows(self._connection, _METER, {"holder": holder})
+        return int(rows[0][0]) if rows else 0

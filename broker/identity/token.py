@@ -118,15 +118,36 @@ def verify_access_token(
 
     Source: RFC 9068 section 4.
     """
+    claims = open_access_token(token, keys=keys)
+    check_access_claims(claims, issuer=issuer, audience=audience, now=now)
+    return claims
+
+
+def open_access_token(token: str, *, keys: Mapping[str, Mapping[str, Any]]) -> AccessClaims:
+    """The claims of a token that one of these keys signed. The same token and keys always give the same.
+
+    Whether they hold now is for :func:`check_access_claims` to say, each time.
+
+    Raises:
+        InvalidToken: It was not signed by one of them, or is no access token.
+    """
     with refuse_as(InvalidToken, "the access token does not hold"):
         jwk = keys.get(jose.peek_header(token).get("kid", ""))
         if jwk is None:
             raise InvalidToken("the access token was not signed by a key of this server")
-        claims = _parse_access(jose.verify_jwt(token, jwk=jwk, typ=ACCESS_TYP).claims)
+        return _parse_access(jose.verify_jwt(token, jwk=jwk, typ=ACCESS_TYP).claims)
+
+
+def check_access_claims(claims: AccessClaims, *, issuer: str, audience: str, now: int) -> None:
+    """The claims of an opened token are for this server and hold now.
+
+    Raises:
+        InvalidToken: They do not.
+    """
+    with refuse_as(InvalidToken, "the access token does not hold"):
         if claims.iss != issuer or claims.aud != audience:
             raise InvalidToken("the access token is of another issuer or for another audience")
         check_times(iat=claims.iat, exp=claims.exp, now=now, ttl=limits.ACCESS_TOKEN_TTL)
-    return claims
 
 
 def _claims_of(claims: AccessClaims) -> Json:

@@ -51,6 +51,7 @@ __all__ = [
     "SCHEMA",
     "TYPES",
     "build_entry",
+    "compose_entry",
     "cut_name",
     "evidence_commitment",
     "index_row",
@@ -60,7 +61,12 @@ __all__ = [
 
 
 def build_entry(*, type: str, time: int, salt: bytes, **members: Any) -> bytes:
-    """The exact bytes of an entry, which :func:`parse_entry` takes.
+    """The exact bytes of an entry, which :func:`parse_entry` takes: see :func:`compose_entry`."""
+    return compose_entry(type=type, time=time, salt=salt, **members)[0]
+
+
+def compose_entry(*, type: str, time: int, salt: bytes, **members: Any) -> tuple[bytes, Json]:
+    """The exact bytes of an entry, and the object that they are the canonical form of.
 
     Args:
         type: One of :data:`TYPES`.
@@ -86,7 +92,7 @@ def build_entry(*, type: str, time: int, salt: bytes, **members: Any) -> bytes:
         raise InvalidRequest("an entry has no canonical form") from exc
     if len(data) > limits.MAX_ENTRY:
         raise TooLarge(f"a ledger entry is larger than {limits.MAX_ENTRY} bytes")
-    return data
+    return data, entry
 
 
 def parse_entry(data: bytes) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from broker import limits
 from broker.canonical import Json, b64url, sha256_digest
@@ -24,6 +24,9 @@ from broker.model import ACTIVE, NOT_STORED, Key, Principal, Token
 from broker.ports import View
 from broker.services import federation, holders
 from broker.services.house import House
+
+_MOST_OPENED: Final = 4096
+"""Access tokens whose signature is not verified again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +202,28 @@ def authenticate_subject(house: House, view: View, request: SignedRequest, text:
 
 
 def _find_bearer(house: House, view: View, text: str) -> holders.Holder:
-    claims = token.verify_access_token(
-        text, keys=house.token_keys.accepted, issuer=house.issuer, audience=house.issuer, now=view.now
-    )
+    claims = _open_token(house, text)
+    token.check_access_claims(claims, issuer=house.issuer, audience=house.issuer, now=view.now)
     holder = holders.find_holder(view, claims.jti, view.now)
     if holder.token.principal != claims.sub or holder.token.jkt != claims.jkt:
         raise InvalidToken("the access token and its record differ")
     return holder
+
+
+def _open_token(house: House, text: str) -> token.AccessClaims:
+    """The signature of a token is verified once; its times, its row and its key are looked at each time."""
+    keys = house.token_keys.accepted
+    place = (
+        hashlib.sha256(text.encode("utf-8", "replace")).digest(),
+        *sorted((kid, jwk["x"]) for kid, jwk in keys.items()),
+    )
+    found = house.opened_tokens.get(place)
+    if found is None:
+        found = token.open_access_token(text, keys=keys)
+        if len(house.opened_tokens) >= _MOST_OPENED:
+            house.opened_tokens.clear()
+        house.opened_tokens[place] = found
+    return found
 
 
 def _caller(

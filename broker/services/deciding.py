@@ -92,6 +92,7 @@ def decide(
         ),
         find_group=lambda name: view.find(Group, name),
     )
-    decision = engine.decide(question)
+    slice = build_slice(question)
+    decision = engine.decide_slice(slice)
     told = explain_decision(decision, engine)
-    return Answer(decision=decision, why=told.why, next=told.next, inputs=build_slice(question).as_json())
+    return Answer(decision=decision, why=told.why, next=told.next, inputs=slice.as_json())

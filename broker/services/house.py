@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from broker import jose, limits
 from broker.canonical import b64url
+from broker.identity.token import AccessClaims
 from broker.ledger import note
 from broker.ledger.nodes import NodeCache
 from broker.policy.bundle import Bundle
@@ -115,6 +116,9 @@ class House:
     """Counts the denials of each principal in this process."""
     engines: dict[str, PolicyEngine] = field(default_factory=dict, repr=False)
     """Parsed bundles by digest: immutable, so they never go stale (I15)."""
+
+    opened_tokens: dict[tuple[object, ...], AccessClaims] = field(default_factory=dict, repr=False)
+    """What tokens say whose signature holds, by digest and keys. Whether they hold now is never kept."""
 
     nodes: NodeCache = field(default_factory=NodeCache, repr=False)
     """Nodes of the log's tree, for proofs that are verified before they leave."""

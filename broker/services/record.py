@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from broker.canonical import Json, b64url, canonical_bytes
@@ -46,14 +47,14 @@ class Recorded:
     consistency: tuple[str, ...]
     repeated: bool = False
 
-    @property
+    @cached_property
     def leaf_hash(self) -> bytes:
         """The entry's Merkle leaf hash, 32 bytes."""
         return merkle.leaf_hash(self.data)
 
-    @property
+    @cached_property
     def entry(self) -> Json:
-        """The entry as an object."""
+        """The entry as an object; not to be changed."""
         return entries.parse_entry(self.data)
 
 
@@ -79,10 +80,11 @@ def new_entry(
     evidence_salt = house.entropy.random_bytes(32) if evidence is not None else None
     if evidence_bytes is not None and evidence_salt is not None:
         members["evidence"] = entries.evidence_commitment(evidence_salt, evidence_bytes)
-    data = entries.build_entry(salt=house.entropy.random_bytes(16), time=time, type=type, **members)
+    salt = house.entropy.random_bytes(16)
+    data, entry = entries.compose_entry(salt=salt, time=time, type=type, **members)
     return NewEntry(
         data=data,
-        index=entries.index_row(entries.parse_entry(data)),
+        index=entries.index_row(entry),
         record=record,
         evidence=evidence_bytes,
         evidence_salt=evidence_salt,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from broker.db import queue as queues
 from broker.db.queue import CommitQueue, Outcome, _Latch, _Waiting
 from broker.drafts import Appended, Draft
 from broker.errors import Conflict, InternalError, LedgerUnavailable
@@ -169,7 +170,9 @@ def test_a_leader_that_is_interrupted_while_it_waits_for_company_passes_its_turn
     assert sum(sizes) == 2
 
 
-def test_those_who_come_back_together_are_committed_together() -> None:
+def test_those_who_come_back_together_are_committed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long enough that three threads are up, whatever else the machine does.
+    monkeypatch.setattr(queues, "_LONGEST_GATHER", 30.0)
     gate = Gate()
     queue = CommitQueue(gate.commit)
     first: list[object] = []
