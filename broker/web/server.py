@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,12 +41,14 @@ from broker.errors import (
     MalformedRequest,
     TooLarge,
 )
-from broker.web import problems
+from broker.web import balance, problems
+from broker.web.balance import Balance
 from broker.web.logs import configure_logging, describe_fault, get_logger
 
 GRACEFUL_SECONDS: Final = 10
 KEEPALIVE_SECONDS: Final = 15
 HEARTBEAT_SECONDS: Final = 60
+SWITCH_SECONDS: Final = 0.0005
 _MULTIPROC: Final = "PROMETHEUS_MULTIPROC_DIR"
 _FIELD_ROOM: Final = 256
 """Name and scheme beside the largest value of a header, an access token."""
@@ -80,7 +83,34 @@ class ServerOptions:
 
 
 class BrokerWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A threaded worker whose own refusals look like the application's, and repeat nothing."""
+    """A threaded worker whose own refusals look like the application's, and repeat nothing.
+
+    It leaves a new connection to a worker that has fewer.
+    """
+
+    balance: Balance
+    place: int
+    _left = 0
+
+    def accept(self, listener: Any) -> None:
+        """Take a new connection, unless another worker should; it stays in the socket's queue then."""
+        if self._left < balance.ATTEMPTS and self.balance.has_more(self.place, self.nr_conns):
+            self._left += 1
+            time.sleep(balance.PAUSE_SECONDS)
+            return
+        self._left = 0
+        super().accept(listener)
+        self.balance.set(self.place, self.nr_conns)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """What a request leaves behind: its connection, open or closed."""
+        super().finish_request(conn, fs)
+        self.balance.set(self.place, self.nr_conns)
+
+    def murder_keepalived(self, *args: Any, **kwargs: Any) -> None:
+        """Close connections that were idle for too long."""
+        super().murder_keepalived(*args, **kwargs)
+        self.balance.set(self.place, self.nr_conns)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what never became a request, or failed outside the application.
@@ -216,6 +246,13 @@ def _settings_of(options: ServerOptions, metrics_dir: str | None) -> dict[str, A
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
+    shares = Balance(options.workers)
+
+    def give_place(server: Any, worker: Any) -> None:
+        worker.balance = shares
+        worker.place = shares.free_place([each.place for each in server.WORKERS.values()])
+        shares.leave(worker.place)
+
     return {
         "bind": [options.bind],
         "workers": options.workers,
@@ -236,6 +273,7 @@ def _settings_of(options: ServerOptions, metrics_dir: str | None) -> dict[str, A
         "header_map": "drop",
         "control_socket_disable": True,
         "when_ready": limit_silence,
+        "pre_fork": give_place,
         "post_worker_init": _start_worker,
         "worker_exit": _finish_worker,
         "raw_env": [f"{_MULTIPROC}={metrics_dir}"] if metrics_dir else [],
@@ -247,6 +285,10 @@ def _upkeep_of(worker: Any) -> Any:
 
 
 def _start_worker(worker: Any) -> None:
+    # A request makes dozens of calls that let go of the interpreter for microseconds. With Python's own five
+    # milliseconds each of them may cost as much, also while the ledger's lock is held.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    worker.balance.set(worker.place, 0)
     upkeep = _upkeep_of(worker)
     if upkeep is not None:
         upkeep.start()
@@ -254,6 +296,7 @@ def _start_worker(worker: Any) -> None:
 
 def _finish_worker(server: Any, worker: Any) -> None:
     del server
+    worker.balance.leave(worker.place)
     upkeep = _upkeep_of(worker)
     if upkeep is not None:
         upkeep.finish()

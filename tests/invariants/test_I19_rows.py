@@ -225,3 +225,20 @@ def test_I19_rows_of_one_store_are_rows_of_its_replica(filled: LedgerStore, data
         for row in (*MINE, *OTHERS):
             assert view.find(type(row), *row_key(row)) is not None
     replica.close()
+
+
+def test_a_row_that_was_read_before_is_not_taken_on_trust(filled: LedgerStore, intruder: Engine) -> None:
+    principal = next(row for row in MINE if isinstance(row, Principal))
+    for _ in range(2):
+        with filled.view() as view:
+            assert view.find(Principal, principal.id) is not None
+    before = stored(intruder, principal)
+    write(intruder, principal, roles='["admin"]')
+    with filled.view() as view, pytest.raises(IntegrityFailure):
+        view.find(Principal, principal.id)
+    write(intruder, principal, roles=before["roles"])
+    with filled.view() as view:
+        assert view.find(Principal, principal.id) is not None
+    write(intruder, principal, mac=bytes(32))
+    with filled.view() as view, pytest.raises(IntegrityFailure):
+        view.find(Principal, principal.id)
