@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import agent, archive, fetch, grants, ledger, ledger_postgres, questions, verification
+from bench import agent, archive, fetch, grants, ledger, ledger_postgres, questions, start, verification
 
 BENCHMARKS = {
     "fetch": fetch.run,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "ledger": ledger.run,
     "ledger-postgres": ledger_postgres.run,
     "grants": grants.run,
+    "start": start.run,
     "archive": archive.run,
     "questions": questions.run,
     "verification": verification.run,

@@ -69,7 +69,7 @@ def run(*, size_mib: int, rounds: int, name: str) -> int:
     """
     count = max(_FEWEST, size_mib // 4)
     found: dict[str, list[_Load]] = {}
-    with _scene() as session:
+    with scene() as session:
         for _ in range(rounds):
             for what, load in _round(session, count):
                 found.setdefault(what, []).append(load)
@@ -114,7 +114,7 @@ def _show(loads: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _scene() -> Iterator[Session]:
+def scene() -> Iterator[Session]:
     """The embedded stack with two workers, and a publisher who has published what is asked for."""
     folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
     try:

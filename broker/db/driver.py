@@ -8,7 +8,7 @@ there is none, and fail, as SQLAlchemy's own do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, cast
@@ -93,7 +93,9 @@ def _cursor(connection: Connection) -> Iterator[Any]:
             dialect=dialect,
         ) from exc
     finally:
-        cursor.close()
+        # Of a connection that is gone even closing fails, and would hide why.
+        with suppress(dialect.loaded_dbapi.Error):
+            cursor.close()
 
 
 @lru_cache(maxsize=1024)

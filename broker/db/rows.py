@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, bindparam, select, tuple_
 from broker.canonical import Json
 from broker.db.macs import Macs, alarm
 from broker.db.tables import ROW_TABLES
-from broker.db.values import KINDS, Kind, UnreadableError, is_storable, member_types
+from broker.db.values import KINDS, Kind, UnreadableError, member_types
 from broker.errors import IntegrityFailure, InternalError, MalformedRequest
 from broker.model import ROW_KEYS
 
@@ -105,19 +105,6 @@ class RowCodec(Generic[R]):
             raise InternalError(f"a key of {self.table.name} has {len(self.keys)} members")
         for name, part in zip(self.keys, key, strict=True):
             kinds[name].to_column(part)
-
-    def find(self, connection: Connection, key: Sequence[object], macs: Macs) -> R | None:
-        """The row under that key.
-
-        Raises:
-            IntegrityFailure: It does not carry the broker's MAC.
-        """
-        if not all(is_storable(part) for part in key):
-            return None
-        self.check_key(key)
-        wanted = {f"key_{name}": part for name, part in zip(self.keys, key, strict=True)}
-        stored = connection.execute(self.by_key, wanted).mappings().first()
-        return None if stored is None else self.decode(cast(Mapping[str, Any], stored), macs)
 
     def find_many(
         self, connection: Connection, keys: Iterable[tuple[Any, ...]], macs: Macs

@@ -23,7 +23,11 @@ HEAVY = {
     "boto3",
     "cedarpy",
     "pydantic",
+    "duckdb",
+    "pyarrow",
 }
+OF_OTHERS = {"flask", "sqlalchemy", "boto3", "cedarpy", "pydantic", "duckdb", "pyarrow", "gunicorn"}
+"""What servers and auditors need, and whoever fetches does not."""
 
 
 def imported(*words: str) -> set[str]:
@@ -42,6 +46,13 @@ def imported(*words: str) -> set[str]:
 @pytest.mark.parametrize("words", [("--version",), ("--help",), ("get", "--help"), ("completion", "zsh")])
 def test_what_needs_nothing_imports_nothing(words: tuple[str, ...]) -> None:
     assert not imported(*words) & HEAVY
+
+
+def test_a_client_imports_nothing_of_a_server() -> None:
+    code = "import sys; from broker import Client; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "urllib3" in done.stdout.split()
+    assert not OF_OTHERS & set(done.stdout.split())
 
 
 def test_every_help_is_there_without_the_server(tmp_path: Path) -> None:
