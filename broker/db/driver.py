@@ -77,8 +77,9 @@ def _cursor(connection: Connection) -> Iterator[Any]:
     except dialect.loaded_dbapi.Error as exc:
         gone = dialect.is_disconnect(exc, cast(Any, driver), cursor)
         if gone:
-            # SQLAlchemy did not see it, so it is told: a dead connection must not go back to the pool.
-            connection.invalidate(exc)
+            # SQLAlchemy did not see it, so it is shown: it raises, and replaces every connection of the pool,
+            # since the others ended with this one.
+            connection.exec_driver_sql("SELECT 1")
         elif not connection.in_transaction():
             # A BEGIN that failed may have happened all the same.
             driver.rollback()

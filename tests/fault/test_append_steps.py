@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -338,6 +339,25 @@ def test_connections_that_the_server_ended_are_replaced(migrated_postgres_url: s
         )
         assert made.append(full_draft()).index == 2 * index
     assert check_ledger(made) == 6
+    made.close()
+
+
+@pytest.mark.postgres
+def test_one_failure_is_enough_to_replace_every_connection(migrated_postgres_url: str) -> None:
+    made = open_store(migrated_postgres_url)
+    made.initialize()
+    with ExitStack() as opened:
+        for _ in range(5):
+            opened.enter_context(made.view())
+    postgres.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE datname = '{make_url(migrated_postgres_url).database}'"
+    )
+    with pytest.raises(LedgerUnavailable), made.view():
+        pass
+    with ExitStack() as opened:
+        for _ in range(5):
+            assert opened.enter_context(made.view()).tail().size == 0
     made.close()
 
 
